@@ -1,0 +1,23 @@
+"""Adversarial robustness in the neural-tangent-kernel regime: kernels, adversarial training, checks of theory.
+
+Sub-packages load when they are first used, so `import ntk_robust` costs little; `import ntk_robust.kernels` loads one.
+"""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_PACKAGES = ("attacks", "data", "kernels", "losses", "models", "report", "studies", "theory", "training")
+
+__all__ = ["__version__", *_PACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its sub-packages are {', '.join(_PACKAGES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES])
