@@ -13,11 +13,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _HOOK = jaxtyping.install_import_hook("ntk_robust", "beartype.beartype")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Every warning is an error."""
-    config.addinivalue_line("filterwarnings", "error")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out unless -m, -k or a node id asks for them."""
     if config.option.markexpr or config.option.keyword or any("::" in argument for argument in config.args):
