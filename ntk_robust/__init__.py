@@ -8,16 +8,27 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("attacks", "data", "kernels", "losses", "models", "report", "studies", "theory", "training")
-
-__all__ = ["__version__", *_PACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "__version__",
+    "attacks",
+    "data",
+    "kernels",
+    "losses",
+    "models",
+    "report",
+    "studies",
+    "theory",
+    "training",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _PACKAGES:
+    if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its sub-packages are {', '.join(_PACKAGES)}")
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; its sub-packages are {', '.join(__all__[1:])}"
+    )
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PACKAGES])
+    return sorted({*globals(), *__all__})
