@@ -43,7 +43,7 @@ def provenance() -> dict[str, Any]:
         "versions": {name: package_version(name) for name in _PACKAGES},
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "default_float": str(jax.numpy.zeros(()).dtype),
-        "matmul_precision": str(jax.config.read("jax_default_matmul_precision")),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),  # pyright: ignore[reportAttributeAccessIssue]
         "git_commit": git_commit(),
     }
 
