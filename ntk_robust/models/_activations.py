@@ -3,9 +3,12 @@ r"""Activation functions with the constants that the theory asks of them.
 $C_1 = \sup|\sigma'|$ is `lipschitz`, $C_2$, the Lipschitz constant of $\sigma'$, is `smoothness`.
 """
 
+# An equinox AbstractVar may be filled by a class constant or a property, which pyright cannot say.
+# pyright: reportIncompatibleVariableOverride=false
+
 import abc
 import math
-from typing import Any
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -14,11 +17,6 @@ from jaxtyping import Array, Float
 
 _SQRT_2 = math.sqrt(2.0)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
-
-
-def _constant(value: float) -> Any:
-    """A field with this value in every object of the class."""
-    return eqx.field(default=value, init=False, repr=False, static=True)
 
 
 class AbstractActivation(eqx.Module):
@@ -44,8 +42,8 @@ class AbstractActivation(eqx.Module):
 class Identity(AbstractActivation):
     r"""$\sigma(z) = z$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(0.0)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = 0.0
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$z$."""
@@ -59,8 +57,8 @@ class Identity(AbstractActivation):
 class Relu(AbstractActivation):
     r"""$\sigma(z) = \max(z, 0)$, with $\sigma'(0) = 0$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(math.inf)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = math.inf
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\max(z, 0)$."""
@@ -85,12 +83,12 @@ class LeakyRelu(AbstractActivation):
         return jnp.where(z > 0, jnp.ones_like(z), jnp.full_like(z, self.slope))
 
     @property
-    def lipschitz(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def lipschitz(self) -> float:
         """The larger of 1 and the slope's size."""
         return max(1.0, abs(self.slope))
 
     @property
-    def smoothness(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def smoothness(self) -> float:
         """Infinite, but for slope 1."""
         return 0.0 if self.slope == 1.0 else math.inf
 
@@ -98,8 +96,8 @@ class LeakyRelu(AbstractActivation):
 class Abs(AbstractActivation):
     r"""$\sigma(z) = |z|$, with $\sigma'(0) = 0$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(math.inf)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = math.inf
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$|z|$."""
@@ -113,8 +111,8 @@ class Abs(AbstractActivation):
 class Erf(AbstractActivation):
     r"""$\sigma(z) = \mathrm{erf}(z)$."""
 
-    lipschitz: float = _constant(2.0 / math.sqrt(math.pi))
-    smoothness: float = _constant(
+    lipschitz: ClassVar[float] = 2.0 / math.sqrt(math.pi)
+    smoothness: ClassVar[float] = (
         4.0 / math.sqrt(math.pi) * math.sqrt(0.5) * math.exp(-0.5)
     )  # |σ''| = 4|z|exp(-z²)/√π, at z² = 1/2
 
@@ -131,8 +129,8 @@ class Gelu(AbstractActivation):
     r"""$\sigma(z) = z \Phi(z)$ with the standard normal distribution function $\Phi$ (no approximation)."""
 
     # σ'(z) = Φ(z) + zφ(z) is largest at z = √2; |σ''(z)| = φ(z)|2 - z²| at 0.
-    lipschitz: float = _constant(0.5 * (1.0 + math.erf(1.0)) + _SQRT_2 * _INV_SQRT_2PI * math.exp(-1.0))
-    smoothness: float = _constant(2.0 * _INV_SQRT_2PI)
+    lipschitz: ClassVar[float] = 0.5 * (1.0 + math.erf(1.0)) + _SQRT_2 * _INV_SQRT_2PI * math.exp(-1.0)
+    smoothness: ClassVar[float] = 2.0 * _INV_SQRT_2PI
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$z \Phi(z)$."""
@@ -146,8 +144,8 @@ class Gelu(AbstractActivation):
 class Softplus(AbstractActivation):
     r"""$\sigma(z) = \log(1 + e^z)$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(0.25)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = 0.25
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\log(1 + e^z)$."""
@@ -161,8 +159,8 @@ class Softplus(AbstractActivation):
 class Tanh(AbstractActivation):
     r"""$\sigma(z) = \tanh z$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(4.0 / (3.0 * math.sqrt(3.0)))  # |σ''| = 2|t|(1 - t²) with t = tanh z, at t² = 1/3
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = 4.0 / (3.0 * math.sqrt(3.0))  # |σ''| = 2|t|(1 - t²) with t = tanh z, at t² = 1/3
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\tanh z$."""
@@ -192,12 +190,12 @@ class Monomial(AbstractActivation):
         return self.degree * jax.lax.integer_pow(z, self.degree - 1)
 
     @property
-    def lipschitz(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def lipschitz(self) -> float:
         """1 for degree 1, else infinite."""
         return 1.0 if self.degree == 1 else math.inf
 
     @property
-    def smoothness(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def smoothness(self) -> float:
         """0 and 2 for degrees 1 and 2, else infinite."""
         return {1: 0.0, 2: 2.0}.get(self.degree, math.inf)
 
@@ -205,8 +203,8 @@ class Monomial(AbstractActivation):
 class QuadraticRelu(AbstractActivation):
     r"""$\sigma(z) = \max(z, 0)^2$."""
 
-    lipschitz: float = _constant(math.inf)
-    smoothness: float = _constant(2.0)
+    lipschitz: ClassVar[float] = math.inf
+    smoothness: ClassVar[float] = 2.0
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\max(z, 0)^2$."""
@@ -220,8 +218,8 @@ class QuadraticRelu(AbstractActivation):
 class Sin(AbstractActivation):
     r"""$\sigma(z) = \sin z$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(1.0)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = 1.0
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\sin z$."""
@@ -235,8 +233,8 @@ class Sin(AbstractActivation):
 class Cos(AbstractActivation):
     r"""$\sigma(z) = \cos z$."""
 
-    lipschitz: float = _constant(1.0)
-    smoothness: float = _constant(1.0)
+    lipschitz: ClassVar[float] = 1.0
+    smoothness: ClassVar[float] = 1.0
 
     def __call__(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         r"""$\cos z$."""
