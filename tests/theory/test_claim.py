@@ -43,7 +43,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize"row", TABLE)
+@pytest.mark.parametrize("row", TABLE)
 def test_the_verdict_compares_the_interval(row):
     *fields, verdict = row
     assert Claim("c", *fields).verdict is verdict
