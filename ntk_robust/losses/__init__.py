@@ -1,0 +1,14 @@
+"""Losses as functions of a network's output and a target, with the Lipschitz constants that the theory asks for."""
+
+from ntk_robust.losses._losses import (
+    Absolute,
+    AbstractLoss,
+    CrossEntropy,
+    Hinge,
+    Huber,
+    Logistic,
+    Margin,
+    Squared,
+)
+
+__all__ = ["Absolute", "AbstractLoss", "CrossEntropy", "Hinge", "Huber", "Logistic", "Margin", "Squared"]
