@@ -1,0 +1,60 @@
+"""How far weights moved."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ntk_robust.training._layers import layer_names, layers, row_norms, trainable_mask
+
+
+class Displacement(eqx.Module):
+    r"""Distance of weights $W$ from a reference $W_0$, usually the initialization, in weight units.
+
+    Attributes:
+        layers: Names of the layers (arrays of weights), their paths in the tree.
+        frobenius: $\|W^{(h)} - W_0^{(h)}\|_F$ per layer.
+        two_infinity: $\max_j \|w_j - w_{0,j}\|_2$ per layer: the neuron that moved most.
+        relative: `frobenius` over $\|W_0^{(h)}\|_F$; `inf` for a layer that left zero, `nan` for one that stayed there.
+        total: $\|W - W_0\|_F$ over all layers.
+        total_relative: `total` over $\|W_0\|_F$.
+    """
+
+    layers: tuple[str, ...] = eqx.field(static=True)
+    frobenius: Float[Array, " layers"]
+    two_infinity: Float[Array, " layers"]
+    relative: Float[Array, " layers"]
+    total: Float[Array, ""]
+    total_relative: Float[Array, ""]
+
+
+def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTree[bool] | None = None) -> Displacement:
+    r"""Displacement of `params` from `params_0`, per layer and in total.
+
+    Args:
+        params: Weights $W$.
+        params_0: Weights $W_0$ of the same structure and shapes.
+        trainable: Mask of the layers that count; None counts all. Frozen layers would make relative numbers small.
+
+    Raises:
+        ValueError: If the two trees differ in structure or shapes, or the mask does not fit.
+    """
+    mask = trainable_mask(params, trainable)
+    params, params_0 = eqx.filter(params, mask), eqx.filter(params_0, mask)
+    names, now, before = layer_names(params), layers(params), layers(params_0)
+    if names != layer_names(params_0) or any(a.shape != b.shape for a, b in zip(now, before, strict=True)):
+        shapes, shapes_0 = (
+            [(n, a.shape) for n, a in zip(layer_names(p), layers(p), strict=True)] for p in (params, params_0)
+        )
+        raise ValueError(f"weights {shapes} cannot be compared with {shapes_0}; give two trees of one network")
+    deltas = [a - b for a, b in zip(now, before, strict=True)]
+    frobenius = jnp.stack([jnp.linalg.norm(delta.ravel()) for delta in deltas])
+    initial = jnp.stack([jnp.linalg.norm(b.ravel()) for b in before])
+    total = jnp.linalg.norm(frobenius)
+    return Displacement(
+        layers=names,
+        frobenius=frobenius,
+        two_infinity=jnp.stack([jnp.max(row_norms(delta)) for delta in deltas]),
+        relative=frobenius / initial,
+        total=total,
+        total_relative=total / jnp.linalg.norm(initial),
+    )

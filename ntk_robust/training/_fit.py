@@ -1,0 +1,293 @@
+"""Training as one compiled program between progress reports."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
+
+from ntk_robust._core import SilentProgress
+from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
+from ntk_robust.training._layers import layer_names, layers, trainable_mask
+from ntk_robust.training._loop import Carry, ProbeFn, Program, RecordFn, Step, advance, start
+from ntk_robust.training._methods import AbstractMethod, Adversarial
+from ntk_robust.training._weight_sets import AbstractWeightSet
+
+
+class TrainingResult(eqx.Module):
+    """Where a run ended and what it saw.
+
+    Attributes:
+        params: Final weights; the last finite ones where `finite` is False.
+        params_0: The weights it began from.
+        history: One entry per step t = 0, 1, ..., each measured on the batch of that step at the weights W_t before it:
+            "objective" (what the method descends), "surrogate_loss" (mean loss under the training attack, L_A(W_t)),
+            "gradient_norm" (of the objective, over the trained weights), "step_length" (||W_{t+1} - W_t||, projection
+            included), "projected" (whether the constraint moved the weights), and what `record` returned. A run that
+            stopped early ends with the entry of the step that was refused.
+        probes: Per probe, its results stacked along a leading axis; see `probe_steps`.
+        probe_steps: How many steps the weights of each probing had taken: 0, k, 2k, ..., and the last.
+        num_steps: Steps completed.
+        finite: Whether every loss, gradient and step was finite.
+        message: Empty, or what happened, where, and what to do.
+    """
+
+    params: PyTree
+    params_0: PyTree
+    history: dict[str, PyTree[Array]]
+    probes: dict[str, dict[str, Array]]
+    probe_steps: Int[Array, " probings"]
+    num_steps: int = eqx.field(static=True)
+    finite: bool = eqx.field(static=True)
+    message: str = eqx.field(static=True)
+
+    @property
+    def best_surrogate_loss(self) -> Float[Array, ""]:
+        """The smallest L_A(W_t) over the run, the quantity that the theorems of Gao et al. bound."""
+        return jnp.nanmin(self.history["surrogate_loss"])
+
+
+def running_minimum(values: Float[Array, " steps"]) -> Float[Array, " steps"]:
+    """The smallest value up to each step."""
+    return jax.lax.cummin(values)
+
+
+def fit(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "n ..."],
+    *,
+    loss: Callable[..., Any],
+    attack: AbstractAttack,
+    perturbations: AbstractPerturbationSet,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    method: AbstractMethod | None = None,
+    trainable: PyTree[bool] | None = None,
+    constraint: AbstractWeightSet | None = None,
+    anchor: PyTree | None = None,
+    batch_size: int | None = None,
+    probes: Mapping[str, ProbeFn] | None = None,
+    probe_every: int = 100,
+    record: RecordFn | None = None,
+    steps_per_chunk: int | None = None,
+    progress: Any = None,
+    throw: bool = False,
+    key: Key[Array, ""],
+) -> TrainingResult:
+    r"""Weights after `num_steps` steps of (adversarial) training, with what was measured on the way.
+
+    One step is $W_{t+1} = P(W_t + \mathrm{update}(\nabla_W \tfrac1n \sum_i \ell(f(W_t, x_i'), y_i)))$ with
+    $x_i' = A(W_t, x_i)$ held fixed, the optimizer's update, and the projection $P$ on the constraint around the anchor.
+    Attack, step, projection, probes and records are one compiled program, which runs in chunks; where it is cut changes
+    no bit of any result. The same arguments and key give the same bits on the same machine.
+
+    Args:
+        apply_fn: (weights, one example) -> output, scalar or logits. A bound `model.apply`, a plain function, or an
+            `equinox.Module`. Compiled once per function object and shapes.
+        params: Initial weights $W_0$, any tree. They are copied, not consumed.
+        xs: Training inputs.
+        ys: Their targets, one per input, as the loss takes them.
+        loss: (output, target) -> scalar, such as `ntk_robust.losses.Squared()`.
+        attack: The inner maximization; `ntk_robust.attacks.Identity()` is natural training.
+        perturbations: The set $B(x)$ that the attack searches.
+        optimizer: Any optax transformation; its state lives on the trained weights only.
+        num_steps: How many steps.
+        method: How a batch becomes a gradient; None is `Adversarial()`.
+        trainable: Mask like `params`, False at weights that never change; None trains every array of floats.
+        constraint: Set to which the trained weights are projected after every step, None for none.
+        anchor: Center of the constraint, weights like `params`; None is `params`.
+        batch_size: Rows per step, drawn without replacement within an epoch; rows that do not fill a batch wait for
+            the next epoch's permutation. None is the full batch of the theory.
+        probes: Named functions of the (whole) weights, each returning a dict of arrays, run inside the program.
+        probe_every: Steps between probings, k; the first and the last weights are always probed.
+        record: Function of a `Step` that returns a dict of arrays; called in every step, they join the history.
+        steps_per_chunk: Steps between progress reports; None is a twentieth of the run.
+        progress: Where to report, an `AbstractProgress`; None is silence.
+        throw: Whether a run that meets numbers that are not finite raises instead of returning with `finite=False`.
+        key: Randomness of batches and attacks.
+
+    Returns:
+        The result. If a loss, a gradient or a step is not finite, the run ends there with the last finite weights,
+        `finite=False` and a `message`.
+
+    Raises:
+        ValueError: If sizes, dtypes, labels, mask, anchor or names do not fit together.
+        FloatingPointError: With `throw`, when the run met numbers that are not finite.
+    """
+    program, trained = prepare(
+        apply_fn,
+        params,
+        xs,
+        ys,
+        loss=loss,
+        attack=attack,
+        perturbations=perturbations,
+        optimizer=optimizer,
+        num_steps=num_steps,
+        method=method,
+        trainable=trainable,
+        constraint=constraint,
+        anchor=anchor,
+        batch_size=batch_size,
+        probes=probes,
+        probe_every=probe_every,
+        record=record,
+        key=key,
+    )
+    if steps_per_chunk is not None and steps_per_chunk < 1:
+        raise ValueError(f"steps_per_chunk is {steps_per_chunk}; give a positive number of steps")
+    chunk = steps_per_chunk or max(1, num_steps // 20)
+    carry = start(program, trained)
+    with (progress or SilentProgress()).task("training", num_steps) as task:
+        for begin in range(0, num_steps, chunk):
+            end = min(begin + chunk, num_steps)
+            # The turn after the last step only probes.
+            carry = advance(program, carry, begin, end + (end == num_steps))
+            if not bool(carry.state.finite):
+                break
+            task.advance(end - begin, surrogate_loss=float(carry.history["surrogate_loss"][end - 1]))
+    result = finish(program, carry, params)
+    if throw and not result.finite:
+        raise FloatingPointError(result.message)
+    return result
+
+
+def prepare(
+    apply_fn: Callable[..., Any],
+    params: PyTree,
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "n ..."],
+    *,
+    loss: Callable[..., Any],
+    attack: AbstractAttack,
+    perturbations: AbstractPerturbationSet,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    method: AbstractMethod | None,
+    trainable: PyTree[bool] | None,
+    constraint: AbstractWeightSet | None,
+    anchor: PyTree | None,
+    batch_size: int | None,
+    probes: Mapping[str, ProbeFn] | None,
+    probe_every: int,
+    record: RecordFn | None,
+    key: Key[Array, ""],
+) -> tuple[Program, PyTree]:
+    """The program and the trained weights of a run, after every check that needs no tracing; arguments as in `fit`."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; give at least one step")
+    if probe_every < 1:
+        raise ValueError(f"probe_every is {probe_every}; give a positive number of steps")
+    if len(xs) != len(ys) or len(xs) == 0:
+        raise ValueError(f"{len(xs)} inputs and {len(ys)} targets; give as many of each, at least one")
+    if batch_size is not None and not 1 <= batch_size <= len(xs):
+        raise ValueError(f"batch_size is {batch_size} with {len(xs)} examples; give 1 to {len(xs)}, or None for all")
+    _check_dtypes(params, xs)
+    mask = trainable_mask(params, trainable)
+    trained, frozen = eqx.partition(params, mask)
+    anchor = params if anchor is None else anchor
+    if jax.tree.structure(anchor) != jax.tree.structure(params):
+        raise ValueError(
+            f"anchor has the structure {jax.tree.structure(anchor)} and the weights have "
+            f"{jax.tree.structure(params)}; give weights of the same network"
+        )
+    _check_targets(apply_fn, params, xs, ys, loss)
+    program = Program(
+        apply_fn=apply_fn,
+        loss=loss,
+        attack=attack,
+        perturbations=perturbations,
+        method=Adversarial() if method is None else method,
+        optimizer=optimizer,
+        constraint=constraint,
+        record=_record_nothing if record is None else record,
+        probes=dict(probes or {}),
+        frozen=frozen,
+        anchor=eqx.filter(anchor, mask) if constraint is not None else None,
+        xs=xs,
+        ys=ys,
+        key=key,
+        num_steps=num_steps,
+        probe_every=probe_every,
+        batch_size=batch_size,
+    )
+    return program, trained
+
+
+def finish(program: Program, carry: Carry, params_0: PyTree) -> TrainingResult:
+    """The result of a run from its last carry."""
+    state = carry.state
+    num_steps, finite = int(state.num_steps), bool(state.finite)
+    entries = num_steps if finite else num_steps + 1
+    # Probings happen before steps 0, k, ...; one that was due before the refused step did happen.
+    probings = program.num_probings if num_steps == program.num_steps else num_steps // program.probe_every + 1
+    steps = np.minimum(np.arange(probings) * program.probe_every, num_steps)
+    return TrainingResult(
+        params=eqx.combine(state.params, program.frozen),
+        params_0=params_0,
+        history=jax.tree.map(lambda buffer: buffer[:entries], carry.history),
+        probes=jax.tree.map(lambda buffer: buffer[:probings], carry.probes),
+        probe_steps=jnp.asarray(steps),
+        num_steps=num_steps,
+        finite=finite,
+        message="" if finite else _explain(carry),
+    )
+
+
+def _explain(carry: Carry) -> str:
+    state = carry.state
+    names = layer_names(state.params)
+    culprits = [name for name, bad in zip(names, np.asarray(state.culprits), strict=True) if bad]
+    step = int(state.num_steps)
+    row = {name: float(carry.history[name][step]) for name in ("objective", "gradient_norm", "step_length")}
+    where = (
+        f"the gradient of {', '.join(culprits)} is not finite" if culprits else "every entry of the gradient is finite"
+    )
+    return (
+        f"training stopped in step {step}: objective {row['objective']:.3g}, gradient norm {row['gradient_norm']:.3g}, "
+        f"step length {row['step_length']:.3g}; {where}. The result holds the weights before this step. Usually the "
+        "learning rate is too large or a loss without a bounded slope overflows: lower the learning rate, clip the "
+        "gradient (optax.clip_by_global_norm), or use float64."
+    )
+
+
+def _record_nothing(step: Step) -> dict[str, PyTree]:
+    del step
+    return {}
+
+
+def _check_dtypes(params: PyTree, xs: Array) -> None:
+    dtypes = {str(layer.dtype) for layer in layers(params)}
+    if not dtypes:
+        raise ValueError("params holds no array of floats; there is nothing to train")
+    if dtypes != {str(xs.dtype)}:
+        raise ValueError(
+            f"weights are {', '.join(sorted(dtypes))} and inputs {xs.dtype}; give both one dtype, "
+            "for example xs.astype(...) or model.init(..., dtype=xs.dtype)"
+        )
+
+
+def _check_targets(
+    apply_fn: Callable[..., Any], params: PyTree, xs: Array, ys: Array, loss: Callable[..., Any]
+) -> None:
+    output = jax.eval_shape(apply_fn, params, xs[0])
+    if not isinstance(output, jax.ShapeDtypeStruct) or output.ndim > 1:
+        raise ValueError(
+            f"apply_fn returned {output} for one example; it must return one scalar or one vector of outputs"
+        )
+    value = jax.eval_shape(loss, output, ys[0])
+    if value.shape != ():
+        raise ValueError(f"loss returned shape {value.shape} for one example; it must return a scalar")
+    if output.ndim == 1 and ys.ndim == 1 and jnp.issubdtype(ys.dtype, jnp.integer):
+        labels = np.asarray(ys)
+        if labels.min() < 0 or labels.max() >= output.shape[0]:
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()} and there are {output.shape[0]} outputs; "
+                f"labels must be 0 to {output.shape[0] - 1}"
+            )

@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from ntk_robust.attacks import FGSM, LinfBall
+from ntk_robust.losses import Squared
+from ntk_robust.models import FullyConnected
+from ntk_robust.training import (
+    DisplacementProbe,
+    FlippedPatternsProbe,
+    KernelDriftProbe,
+    NaturalProbe,
+    fit,
+    parameter_displacement,
+)
+
+MODEL = FullyConnected(input_dim=3, width=8, num_hidden_layers=2, num_outputs="scalar", b_std=0.1)
+XS = jr.normal(jr.key(0), (5, 3))
+YS = jnp.sign(jr.normal(jr.key(1), (5,)))
+PARAMS = MODEL.init(key=jr.key(2))
+
+
+def tangent_gram(params):
+    """ΘΘᵀ of flattened per-example gradients: the definition."""
+    gradients = jax.vmap(jax.grad(MODEL.apply), (None, 0))(params, XS)
+    rows = jnp.concatenate([leaf.reshape(len(XS), -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+    return rows @ rows.T
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fit(
+        MODEL.apply,
+        PARAMS,
+        XS,
+        YS,
+        loss=Squared(),
+        attack=FGSM(),
+        perturbations=LinfBall(0.1),
+        optimizer=optax.sgd(0.1),
+        num_steps=7,
+        probes={
+            "weights": lambda params: {"weight": params[1].weight},
+            "displacement": DisplacementProbe(PARAMS),
+            "natural": NaturalProbe(MODEL.apply, Squared(), XS, YS),
+            "kernel": KernelDriftProbe(tangent_gram, tangent_gram(PARAMS)),
+            "patterns": FlippedPatternsProbe(MODEL.preactivations, PARAMS, XS),
+        },
+        probe_every=3,
+        record=lambda step: {"params": step.params},
+        key=jr.key(3),
+    )
+
+
+def weights_at(result, step):
+    if step == result.num_steps:
+        return result.params
+    return jax.tree.map(lambda leaf: leaf[step], result.history["params"])
+
+
+def test_probes_see_the_weights_before_steps_0_k_2k_and_after_the_last(result):
+    assert result.probe_steps.tolist() == [0, 3, 6, 7]
+    for row, step in enumerate(result.probe_steps):
+        expected = weights_at(result, int(step))[1].weight
+        assert np.array_equal(result.probes["weights"]["weight"][row], expected)
+
+
+def test_displacement_is_that_of_numpy_on_the_recorded_weights(result):
+    names = parameter_displacement(PARAMS, PARAMS).layers
+    assert names == ("0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias")
+    for row, step in enumerate(result.probe_steps):
+        now = [np.asarray(leaf) for leaf in jax.tree.leaves(weights_at(result, int(step)))]
+        before = [np.asarray(leaf) for leaf in jax.tree.leaves(PARAMS)]
+        measured = {name: value[row] for name, value in result.probes["displacement"].items()}
+        deltas = [a - b for a, b in zip(now, before, strict=True)]
+        np.testing.assert_allclose(measured["frobenius"], [np.sqrt(np.sum(d**2)) for d in deltas], rtol=1e-12)
+        two_infinity = [np.max(np.abs(d)) if d.ndim == 1 else np.max(np.sqrt(np.sum(d**2, 1))) for d in deltas]
+        np.testing.assert_allclose(measured["two_infinity"], two_infinity, rtol=1e-12)
+        flat, initial = (np.concatenate([leaf.ravel() for leaf in leaves]) for leaves in (deltas, before))
+        assert measured["total"] == pytest.approx(np.linalg.norm(flat), rel=1e-12)
+        assert measured["total_relative"] == pytest.approx(np.linalg.norm(flat) / np.linalg.norm(initial), rel=1e-12)
+        relative = [np.linalg.norm(d) / np.linalg.norm(b) for d, b in zip(deltas, before, strict=True)]
+        np.testing.assert_allclose(measured["relative"], relative, rtol=1e-12)
+    assert result.probes["displacement"]["total"][0] == 0
+
+
+def test_drift_loss_accuracy_and_patterns_equal_direct_computation(result):
+    for row, step in enumerate(result.probe_steps):
+        params = weights_at(result, int(step))
+        start, now = np.asarray(tangent_gram(PARAMS)), np.asarray(tangent_gram(params))
+        drift = np.sqrt(np.sum((now - start) ** 2) / np.sum(start**2))
+        assert result.probes["kernel"]["kernel_drift"][row] == pytest.approx(drift, rel=1e-10, abs=1e-14)
+
+        outputs = np.array([MODEL.apply(params, x) for x in XS])
+        natural = result.probes["natural"]
+        assert natural["natural_loss"][row] == pytest.approx(np.mean((outputs - YS) ** 2) / 2)
+        assert natural["natural_accuracy"][row] == np.mean(np.sign(outputs) == np.asarray(YS))
+
+        flips = np.zeros(2)
+        for x in XS:
+            for layer, (a, b) in enumerate(
+                zip(MODEL.preactivations(params, x), MODEL.preactivations(PARAMS, x), strict=True)
+            ):
+                flips[layer] += np.mean((np.asarray(a) > 0) != (np.asarray(b) > 0)) / len(XS)
+        np.testing.assert_allclose(result.probes["patterns"]["flipped_patterns"][row], flips, atol=1e-15)
+
+
+def test_displacement_can_leave_frozen_layers_out():
+    moved = jax.tree.map(lambda leaf: leaf + 1.0, PARAMS)
+    mask = jax.tree.map(lambda _: False, PARAMS)
+    mask = (*mask[:2], jax.tree.map(lambda _: True, PARAMS[2]))
+    found = parameter_displacement(moved, PARAMS, trainable=mask)
+    assert found.layers == ("2.weight", "2.bias")
+    assert float(found.total) == pytest.approx(3.0)
+
+
+def test_a_layer_that_left_zero_has_infinite_relative_displacement():
+    found = parameter_displacement({"bias": jnp.ones(2)}, {"bias": jnp.zeros(2)})
+    assert np.isinf(found.relative).all()
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        parameter_displacement({"a": jnp.ones(2)}, {"a": jnp.ones(3)})
