@@ -58,8 +58,8 @@ def _report(rows: list[tuple[Fraction, int, int]], largest: int, note: str) -> R
 def shattered_by_one_pair(ratio: Fraction, largest: int) -> int:
     """The largest k ≤ `largest` for which the k orthogonal points of item D8 are shattered at robustness ratio ρ.
 
-    The half separation is 1, so δ = ρ; the points are e_j/√k, and a labeling s puts the data at ±Σ_j s_j e_j/√k. Lengths
-    are multiplied by √k, which makes them integers; every labeling of each k is tried, up to the common sign.
+    The half separation is 1, so δ = ρ; the points are e_j/√k, and a labeling s puts the data at ±Σ_j s_j e_j/√k.
+    Multiplied by √k, all lengths are integers; every labeling of each k is tried, up to the common sign.
     """
     found = 0
     for count in range(1, largest + 1):

@@ -1,0 +1,125 @@
+"""Robust fitting on a circle of the sphere slice, where the robust loss is known up to a certified gap."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from ntk_robust.attacks import SphereSlice
+from ntk_robust.data import circle_points
+from ntk_robust.losses import Absolute
+from ntk_robust.models import AbstractActivation, PairedParams, PairedTwoLayerNet
+from ntk_robust.theory.checks._adversaries import arc_grid
+
+_FIT_POINTS = 9  # of each arc
+_SUP_POINTS = 4097  # of each arc
+_SUP_CHUNK = 17
+
+
+class CircleProblem(NamedTuple):
+    """n points on a circle with alternating labels, arcs as perturbation sets, and a paired two-layer net.
+
+    Attributes:
+        net: The network, width m.
+        params: W_0.
+        xs: The points, of norm 1.
+        ys: Labels ±1.
+        arcs: B(x_i).
+    """
+
+    net: PairedTwoLayerNet
+    params: PairedParams
+    xs: Float[Array, "n 3"]
+    ys: Float[Array, " n"]
+    arcs: SphereSlice
+
+
+def make_problem(
+    num_train: int, width: int, activation: AbstractActivation, half_angle: float, *, key: Key[Array, ""]
+) -> CircleProblem:
+    """The problem with arcs of `half_angle` radians to each side."""
+    xs, ys = circle_points(num_train)
+    net = PairedTwoLayerNet(input_dim=3, width=width, activation=activation)
+    chord = 2 * math.hypot(float(xs[0, 0]), float(xs[0, 1])) * math.sin(half_angle / 2)
+    return CircleProblem(net, eqx.filter_jit(net.init)(key=key), xs, ys, SphereSlice(chord))
+
+
+class Comparator(NamedTuple):
+    """A point U near W_0 that fits the arcs.
+
+    Attributes:
+        params: U.
+        radius: R = |U − W_0|.
+        robust_loss_lower: L_*(U) from below: the maximum over the grid.
+        robust_loss_upper: L_*(U) from above: that plus h²/8 sup|f''|.
+    """
+
+    params: PairedParams
+    radius: float
+    robust_loss_lower: float
+    robust_loss_upper: float
+
+
+def kernel_fit(problem: CircleProblem, ridge: float) -> Comparator:
+    """U = W_0 + V with V the ridge regression of the labels, on a grid of each arc, in the features ∇_W f(W_0, ·)."""
+    displacement = _ridge_displacement(problem, _FIT_POINTS, ridge)
+    params = eqx.apply_updates(problem.params, displacement)
+    radius = math.sqrt(sum(float(jnp.sum(part**2)) for part in jax.tree.leaves(displacement)))
+    lower, upper = robust_loss(problem, params)
+    return Comparator(params, radius, lower, upper)
+
+
+@eqx.filter_jit
+def _ridge_displacement(problem: CircleProblem, num_points: int, ridge: float) -> PairedParams:
+    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, num_points))(problem.xs).reshape(-1, 3)
+    trained = eqx.filter(problem.params, problem.net.trainable_mask(problem.params))
+
+    def output(trained: PairedParams, x: Array) -> Array:
+        return problem.net.apply(eqx.combine(trained, problem.params), x)
+
+    features = jax.vmap(jax.grad(output), (None, 0))(trained, grids)
+    flat = jnp.concatenate([part.reshape(len(grids), -1) for part in jax.tree.leaves(features)], axis=1)
+    targets = jnp.repeat(problem.ys, num_points)
+    dual = jnp.linalg.solve(flat @ flat.T + ridge * jnp.eye(len(grids)), targets)
+    return jax.tree.map(lambda part: jnp.tensordot(dual, part, axes=1), features)
+
+
+def robust_loss(problem: CircleProblem, params: PairedParams) -> tuple[float, float]:
+    r"""Certified lower and upper bounds for $L_*(W) = \frac1n \sum_i \max_{x' ∈ B(x_i)} |f(W, x') − y_i|$.
+
+    Between two points of a grid of spacing h in the angle, ±(f − y) exceeds the larger of the two by at most
+    $\frac{h^2}8 \sup|f''|$, and with $s$ the circle's radius and $v_r$ the first two coordinates of neuron r,
+    $|f''| ≤ \frac1{\sqrt m} \sum_r (C_2 s^2 |v_r|^2 + C_1 s |v_r|)$.
+    """
+    outputs = _grid_outputs(problem, params)
+    lower = float(np.mean(np.max(np.abs(outputs - np.asarray(problem.ys)[:, None]), axis=1)))
+    return lower, lower + grid_gap(problem, params, _SUP_POINTS)
+
+
+def grid_gap(problem: CircleProblem, params: PairedParams, num_points: int) -> float:
+    """h²/8 sup|f''| for a grid of so many points of an arc."""
+    circle = float(jnp.linalg.norm(problem.xs[0, :2]))
+    spacing = 2 * float(problem.arcs.max_angle(problem.xs[0])) / (num_points - 1)
+    neurons = np.concatenate([params.plus, params.minus])[:, :2]
+    sizes = np.linalg.norm(neurons, axis=1)
+    activation = problem.net.activation
+    curvature = np.sum(activation.smoothness * (circle * sizes) ** 2 + activation.lipschitz * circle * sizes)
+    return spacing**2 / 8 * float(curvature) / math.sqrt(problem.net.width)
+
+
+@eqx.filter_jit
+def _grid_outputs(problem: CircleProblem, params: PairedParams) -> Float[Array, "n points"]:
+    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, _SUP_POINTS))(problem.xs)
+    pieces = grids.reshape(-1, _SUP_CHUNK, 3)
+    outputs = jax.lax.map(jax.vmap(lambda x: problem.net.apply(params, x)), pieces)
+    return outputs.reshape(len(problem.xs), _SUP_POINTS)
+
+
+def mean_loss(problem: CircleProblem, params: PairedParams, xs: Float[Array, "n 3"]) -> Float[Array, ""]:
+    """The mean absolute error at the inputs `xs`, one for each label."""
+    outputs = jax.vmap(problem.net.apply, (None, 0))(params, xs)
+    return jnp.mean(jax.vmap(Absolute())(outputs, problem.ys))
