@@ -1,0 +1,36 @@
+"""Adversaries: perturbation sets, attacks on a function, and evaluation that does not believe the attack.
+
+An attack maximizes any function of one input; `attack_batch` runs it on many, `evaluate` grades it on a network.
+"""
+
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Identity
+from ntk_robust.attacks._audit import Audit, Finding
+from ntk_robust.attacks._batch import attack_batch
+from ntk_robust.attacks._evaluate import Evaluation, evaluate
+from ntk_robust.attacks._fgsm import FGSM
+from ntk_robust.attacks._l1 import L1Ball
+from ntk_robust.attacks._l2 import L2Ball
+from ntk_robust.attacks._pgd import PGD
+from ntk_robust.attacks._restarts import Restarts
+from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, LinfBall
+from ntk_robust.attacks._sphere import SphereSlice
+
+__all__ = [
+    "FGSM",
+    "PGD",
+    "AbstractAttack",
+    "AbstractPerturbationSet",
+    "AttackResult",
+    "Audit",
+    "Box",
+    "Evaluation",
+    "Finding",
+    "Identity",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
+    "Restarts",
+    "SphereSlice",
+    "attack_batch",
+    "evaluate",
+]

@@ -1,0 +1,92 @@
+"""Projected gradient ascent."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count, check_positive, count_zero
+from ntk_robust.attacks._sets import AbstractPerturbationSet, as_numbers
+
+
+class _State(NamedTuple):
+    point: Float[Array, "*dims"]
+    best_point: Float[Array, "*dims"]
+    best_value: Float[Array, ""]
+    zero_gradients: Int[Array, ""]
+
+
+class PGD(AbstractAttack):
+    r"""Projected gradient ascent with normalized steps; the best of all iterates is returned.
+
+    One step maximizes the linearized objective over the same kind of set with radius `relative_step` · ε around the
+    current iterate, then projects onto the set around x:
+
+    $$x_{t+1} = P_{B_ε(x)}\Big( \arg\max_{z ∈ B_{α ε}(x_t)} \langle \nabla \text{objective}(x_t), z \rangle \Big).$$
+
+    For l∞ that is the usual sign step, for l2 the normalized gradient step (with the length that a coordinate at its
+    face cannot use given to the others), on the sphere slice a rotation. Where the gradient is exactly zero the iterate
+    stays, and `AttackResult.zero_gradients` counts it.
+
+    Attributes:
+        num_steps: Number of gradients taken, T ≥ 1; the objective is evaluated T + 1 times.
+        relative_step: α, the step length as a fraction of ε.
+        random_start: Start at a random point of the set instead of x. The clean x is then not among the candidates.
+
+    Raises:
+        ValueError: If `num_steps` is not a whole number ≥ 1 or `relative_step` is not positive.
+
+    References:
+        Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
+    """
+
+    num_steps: int = eqx.field(default=40, static=True)
+    relative_step: Float[Array, ""] = eqx.field(default=0.1, converter=as_numbers)
+    random_start: bool = eqx.field(default=True, static=True)
+
+    def __check_init__(self) -> None:
+        check_count("num_steps", self.num_steps)
+        check_positive("relative_step", self.relative_step)
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Float[Array, "*dims"],
+        perturbations: AbstractPerturbationSet,
+        *,
+        key: PRNGKeyArray,
+    ) -> AttackResult:
+        """Best iterate; see `AbstractAttack`."""
+        step_set = perturbations.with_epsilon(
+            self.relative_step.astype(x.dtype) * perturbations.epsilon.astype(x.dtype)
+        )
+
+        def step(state: _State, _: None) -> tuple[_State, Float[Array, ""]]:
+            value, gradient = jax.value_and_grad(objective)(state.point)
+            state = keep_best(state, value)
+            point = perturbations.project(x, step_set.argmax_linear(state.point, gradient))
+            state = state._replace(point=point, zero_gradients=state.zero_gradients + count_zero(gradient))
+            return state, state.best_value
+
+        def keep_best(state: _State, value: Float[Array, ""]) -> _State:
+            improved = value > state.best_value  # never true for nan
+            return state._replace(
+                best_point=jnp.where(improved, state.point, state.best_point),
+                best_value=jnp.where(improved, value, state.best_value),
+            )
+
+        start = perturbations.sample(x, key=key) if self.random_start else x
+        state = _State(
+            start, start, jnp.asarray(-jnp.inf, jax.eval_shape(objective, x).dtype), jnp.zeros((), jnp.int32)
+        )
+        state, values = lax.scan(step, state, length=self.num_steps)
+        state = keep_best(state, objective(state.point))
+        return AttackResult(
+            x_adv=state.best_point,
+            value=state.best_value,
+            values=jnp.append(values, state.best_value),
+            zero_gradients=state.zero_gradients,
+        )
