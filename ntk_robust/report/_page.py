@@ -54,7 +54,7 @@ def render_page(results: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def _header(results: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     arguments, device = run.get("arguments", {}), run.get("device", {})
     facts = {
-        "Verdict": _badge(results["verdict"]),
+        "Verdict": _badge(results["verdict"]) if results["verdict"] else "–",
         "State": "complete" if results["complete"] else f"<b>incomplete</b>: {len(results['pending'])} parts missing",
         "Profile": _text(arguments.get("profile")),
         "Data": _text(arguments.get("data")),
@@ -96,11 +96,9 @@ def _verdicts(checks: Sequence[Mapping[str, Any]], pending: Sequence[str]) -> st
 
 
 def _study(study: Mapping[str, Any]) -> str:
-    claims = study.get("claims") or []
     return (
         f'<article class="card" id="study-{_text(study["name"])}"><h3>{_text(study["title"])}</h3>'
-        + _paragraphs(study.get("text", ""))
-        + (_claims(claims) if claims else "")
+        + _paragraphs(study["text"])
         + _figures(study["figures"], f"study-{study['name']}")
         + _tables(study["tables"])
         + "</article>"

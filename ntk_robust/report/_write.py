@@ -8,12 +8,10 @@ from typing import Any
 
 from ntk_robust._core import to_jsonable, write_json_atomically, write_text_atomically
 from ntk_robust.report._page import render_page
+from ntk_robust.studies import Study
+from ntk_robust.theory import CheckResult, Verdict
 
 FORMAT = "ntk_robust report 1"
-FILES = ("results.json", "run.json", "index.html")
-
-# Against misuse in code that forgets a verdict: the order in which verdicts spoil a report.
-_SEVERITY = ("VIOLATED", "INCONCLUSIVE", "SUPPORTED", "NOT_APPLICABLE")
 
 
 def prepare_report_folder(folder: str | os.PathLike[str]) -> Path:
@@ -41,8 +39,8 @@ def prepare_report_folder(folder: str | os.PathLike[str]) -> Path:
 def write_report(
     folder: str | os.PathLike[str],
     *,
-    studies: Sequence[Mapping[str, Any]],
-    checks: Sequence[Mapping[str, Any]],
+    studies: Sequence[Study] = (),
+    checks: Sequence[CheckResult] = (),
     run: Mapping[str, Any],
     pending: Sequence[str] = (),
     title: str = "Robustness in the neural-tangent-kernel regime",
@@ -55,8 +53,8 @@ def write_report(
 
     Args:
         folder: Where to write; see `prepare_report_folder`.
-        studies: Records of studies: name, title, text, figures, tables, and claims where there are any.
-        checks: Records of checks (`CheckResult.record()`).
+        studies: What studies found.
+        checks: What checks and their controls found.
         run: What made the numbers: provenance, seed, arguments.
         pending: Names of the parts that are still to come.
         title: Heading of the page.
@@ -70,11 +68,11 @@ def write_report(
             "format": FORMAT,
             "title": title,
             "summary": summary,
-            "verdict": overall_verdict(studies, checks, pending),
+            "verdict": overall_verdict(checks, pending) if checks else None,
             "complete": not pending,
             "pending": pending,
             "studies": studies,
-            "checks": checks,
+            "checks": [check.record() for check in checks],
         }
     )
     run = to_jsonable(run)
@@ -84,19 +82,17 @@ def write_report(
     return write_text_atomically(path / "index.html", render_page(results, run))
 
 
-def overall_verdict(
-    studies: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], pending: Sequence[str] = ()
-) -> str:
-    """The worst verdict of all: VIOLATED (also where a control is not violated), then INCONCLUSIVE, then SUPPORTED.
+def overall_verdict(checks: Sequence[CheckResult], pending: Sequence[str] = ()) -> Verdict:
+    """The worst of all: VIOLATED (also where a control is not), INCONCLUSIVE, NOT_APPLICABLE, SUPPORTED in this order.
 
-    A report with pending parts is at best INCONCLUSIVE; one whose every verdict is NOT_APPLICABLE is that.
+    With parts pending it is at best INCONCLUSIVE.
     """
-    found = {check["verdict"] for check in checks}
-    found |= {"VIOLATED" for check in checks if check["control_verdict"] != "VIOLATED"}
-    found |= {claim["verdict"] for study in studies for claim in study.get("claims") or ()}
+    found = {check.verdict for check in checks}
+    found |= {Verdict.VIOLATED for check in checks if check.control_verdict is not Verdict.VIOLATED}
     if pending:
-        found.add("INCONCLUSIVE")
-    return next((verdict for verdict in _SEVERITY if verdict in found), "SUPPORTED")
+        found.add(Verdict.INCONCLUSIVE)
+    order = (Verdict.VIOLATED, Verdict.INCONCLUSIVE, Verdict.NOT_APPLICABLE)
+    return next((verdict for verdict in order if verdict in found), Verdict.SUPPORTED)
 
 
 def _holds_report(path: Path) -> bool:

@@ -1,19 +1,22 @@
 """Reports are complete, self-contained, strict, honest about what is missing, and replace nothing but reports."""
 
+import dataclasses
 import html.parser
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
-from ntk_robust._core import Figure, Series, Table, to_jsonable
+from ntk_robust._core import Figure, Series, Table
 from ntk_robust.report import figure_svg, overall_verdict, prepare_report_folder, write_report
 from ntk_robust.report._format import format_value
-from ntk_robust.theory import Check, Claim, Report, run_check
+from ntk_robust.studies import Study
+from ntk_robust.theory import Check, CheckResult, Claim, Report, Verdict, run_check
 
 FIGURE = Figure(
     "drift",
@@ -33,21 +36,15 @@ TABLE = Table("sizes", "Sizes", ("width", "error", "fine"), ((1024, 1.5e-7, True
 RUN = {"versions": {"jax": "0.0"}, "device": {"kind": "cpu"}, "seed": 3, "arguments": {"profile": "quick"}}
 
 
-def check_record(measured: float, control: float) -> dict[str, Any]:
-    def experiment(value: float):
-        claim = Claim("error & more", value, "<=", 1.0, 0.0, 0.0, note="exact")
+def check_result(measured: float, control: float, uncertainty: float = 0.0) -> CheckResult:
+    def experiment(value: float) -> Callable[..., Report]:
+        claim = Claim("error & more", value, "<=", 1.0, uncertainty, 0.0, note="exact")
         return lambda size, key: Report((), (claim,), (TABLE,), (FIGURE,), ("A note.",))
 
     check = Check(
         "Someone (2020), Theorem 1", "For all x, a < b.", experiment(measured), experiment(control), "some2020"
     )
-    return run_check(check, "quick", jax.random.key(0)).record()
-
-
-def study_record(name: str = "kernels", claims: tuple[Claim, ...] = ()) -> dict[str, Any]:
-    record = {"name": name, "title": "Kernels", "text": "One.\n\nTwo.", "figures": [FIGURE], "tables": [TABLE]}
-    verdicts = [{**to_jsonable(claim), "verdict": claim.verdict.value} for claim in claims]
-    return to_jsonable({**record, "claims": verdicts})
+    return run_check(check, "quick", jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two studies and a check."""
     folder = tmp_path_factory.mktemp("made") / "report"
     prepare_report_folder(folder)
-    claim = Claim("slope", -0.5, "in", (-0.6, -0.4), 0.01, 0.02)
-    studies = [study_record(), study_record("other", (claim,))]
-    write_report(folder, studies=studies, checks=[check_record(0.5, 2.0)], run=RUN, summary="A summary.")
+    studies = [Study(name, "Kernels", "One.\n\nTwo.", [FIGURE], [TABLE]) for name in ("kernels", "other")]
+    write_report(folder, studies=studies, checks=[check_result(0.5, 2.0)], run=RUN, summary="A summary.")
     return folder
 
 
@@ -126,7 +122,7 @@ def test_the_page_shows_every_claim_figure_table_and_what_made_them_escaped(fold
     for part in (
         "1.5×10⁻⁷",
         "∞",
-        "[−0.6, −0.4]",
+            "Two.",
         "versions · jax",
         "Drift <of> the kernel",
         "The band is an interval.",
@@ -149,7 +145,7 @@ def test_the_numbers_on_disk_are_strict_json_with_the_verdict(folder: Path) -> N
 
 
 def test_an_unfinished_report_says_what_is_pending_and_is_not_supported(tmp_path: Path) -> None:
-    write_report(tmp_path, studies=[], checks=[check_record(0.5, 2.0)], run=RUN, pending=["gao2019_regret"])
+    write_report(tmp_path, checks=[check_result(0.5, 2.0)], run=RUN, pending=["gao2019_regret"])
     results = strict(tmp_path / "results.json")
     assert (results["verdict"], results["complete"]) == ("INCONCLUSIVE", False)
     text = " ".join(parsed(tmp_path / "index.html").text)
@@ -158,15 +154,16 @@ def test_an_unfinished_report_says_what_is_pending_and_is_not_supported(tmp_path
 
 
 def test_the_overall_verdict_is_the_worst_and_a_control_that_holds_is_a_failure() -> None:
-    supported, violated = check_record(0.5, 2.0), check_record(2.0, 2.0)
-    blind = check_record(0.5, 0.5)
-    assert overall_verdict([], [supported]) == "SUPPORTED"
-    assert overall_verdict([], [supported, violated]) == "VIOLATED"
-    assert blind["verdict"] == "INCONCLUSIVE"
-    assert overall_verdict([], [supported, blind]) == "VIOLATED"
-    noisy = Claim("slope", -0.5, "==", -0.5, 0.2, 0.1)
-    assert overall_verdict([study_record("s", (noisy,))], [supported]) == "INCONCLUSIVE"
-    assert overall_verdict([], []) == "SUPPORTED"
+    supported, violated = check_result(0.5, 2.0), check_result(2.0, 2.0)
+    noisy, blind = check_result(0.5, 2.0, uncertainty=0.1), check_result(0.5, 0.5)
+    assert overall_verdict([supported]) is Verdict.SUPPORTED
+    assert overall_verdict([supported, violated]) is Verdict.VIOLATED
+    assert overall_verdict([supported, noisy]) is Verdict.INCONCLUSIVE
+    assert overall_verdict([supported], pending=["more"]) is Verdict.INCONCLUSIVE
+    assert blind.verdict is Verdict.INCONCLUSIVE
+    assert overall_verdict([supported, blind]) is Verdict.VIOLATED
+    unmet = dataclasses.replace(supported, verdict=Verdict.NOT_APPLICABLE)
+    assert overall_verdict([supported, unmet]) is Verdict.NOT_APPLICABLE
 
 
 def test_a_figure_leaves_out_what_a_logarithmic_axis_cannot_show_and_equal_figures_give_equal_text() -> None:
@@ -186,7 +183,7 @@ def test_a_figure_leaves_out_what_a_logarithmic_axis_cannot_show_and_equal_figur
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
     ours = prepare_report_folder(tmp_path / "deep" / "report")
-    write_report(ours, studies=[], checks=[], run=RUN)
+    write_report(ours, run=RUN)
     assert prepare_report_folder(ours) == ours
 
     foreign = tmp_path / "work"

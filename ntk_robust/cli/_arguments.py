@@ -1,0 +1,201 @@
+"""What the commands take: records whose fields are the options.
+
+Nothing here may import JAX or anything that does: this file is all that `--help` needs.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import tyro
+
+Profile: TypeAlias = Literal["quick", "full"]
+DataName: TypeAlias = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+DtypeName: TypeAlias = Literal["float32", "float64"]
+KernelName: TypeAlias = Literal["analytic_ntk", "analytic_nngp", "empirical_ntk", "empirical_nngp"]
+ActivationName: TypeAlias = Literal["relu", "erf", "gelu", "softplus", "tanh"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Run the studies and every theorem check, and write a self-contained report.
+
+    Exit code: 0 when every check is supported and every negative control violated, 1 when one is not, 3 when nothing is
+    violated but something is inconclusive.
+
+    Attributes:
+        profile: "quick" ends within ten minutes on two CPU cores; "full" takes as long as it needs.
+        out: Folder of the report: index.html, results.json and run.json. It is written after every finished part.
+        seed: Seeds everything that is random.
+        data: Data set of the studies. All but digits are read from the data directory.
+        data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
+        train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
+    """
+
+    profile: Profile = "quick"
+    out: Path = Path("report")
+    seed: int = 0
+    data: DataName = "digits"
+    data_dir: Path | None = None
+    train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Run theorem checks by the beginning of their names.
+
+    Exit code: 0 when every check is supported and every negative control violated, 1 when one is not, 3 when nothing is
+    violated but something is inconclusive.
+
+    Attributes:
+        patterns: Beginnings of names, for example gao2019; all checks where none is given.
+        profile: "quick" takes seconds a check; "full" takes as long as it needs.
+        json: Print one JSON list of records and nothing else.
+        list_names: Print the names, one a line, and run nothing.
+        seed: Seeds everything that is random.
+    """
+
+    patterns: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN ...")] = ()
+    profile: Profile = "quick"
+    json: bool = False
+    list_names: Annotated[bool, tyro.conf.arg(name="list")] = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a fully connected network adversarially and measure how far its weights and its kernel move.
+
+    The loss is the cross-entropy, the optimizer gradient descent in NTK or standard parameterization.
+
+    Attributes:
+        out: Folder of the results: params.npz, history.json, and a report with figures.
+        data: Data set. All but digits are read from the data directory.
+        data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
+        train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
+        num_train: Training examples, as many of each class.
+        num_test: Test examples, as many of each class.
+        width: Neurons per hidden layer.
+        num_hidden_layers: Hidden layers.
+        activation: Nonlinearity.
+        parameterization: "ntk" scales layers in the forward pass, "standard" at initialization.
+        trainable: Which layers train; "hidden" freezes the first and the last.
+        norm: Norm of the perturbations.
+        epsilon: Radius of the perturbations, in units of the pixels, which lie in [0, 1].
+        attack: Inner maximization; "none" is natural training.
+        attack_steps: Steps of pgd.
+        learning_rate: Step length of gradient descent.
+        num_steps: Steps of gradient descent.
+        batch_size: Rows per step; all where it is not given.
+        weight_radius: Radius of the Frobenius ball around the initialization to which each layer is projected after
+            every step; no projection where it is not given.
+        probe_every: Steps between measurements; results are written after each.
+        kernel_points: Training points on which the change of the empirical NTK is measured; 0 leaves it out.
+        dtype: Precision of weights and data.
+        seed: Seeds everything that is random.
+    """
+
+    out: Path = Path("train")
+    data: DataName = "digits"
+    data_dir: Path | None = None
+    train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
+    num_train: int = 500
+    num_test: int = 200
+    width: int = 256
+    num_hidden_layers: int = 2
+    activation: ActivationName = "relu"
+    parameterization: Literal["ntk", "standard"] = "ntk"
+    trainable: Literal["all", "hidden"] = "all"
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = 0.1
+    attack: Literal["pgd", "fgsm", "none"] = "pgd"
+    attack_steps: int = 7
+    learning_rate: float = 1.0
+    num_steps: int = 500
+    batch_size: int | None = None
+    weight_radius: float | None = None
+    probe_every: int = 50
+    kernel_points: int = 40
+    dtype: DtypeName = "float64"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Compute kernel matrices of a data set.
+
+    Attributes:
+        out: Folder of the results: k_train_train.npy, k_test_train.npy, summary.json, and a report with the spectrum.
+        kernel: Which kernel; the empirical ones are of one random network.
+        data: Data set. All but digits are read from the data directory.
+        data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
+        train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
+        num_train: Training examples, as many of each class.
+        num_test: Test examples, as many of each class.
+        width: Neurons per hidden layer of the empirical kernels' network.
+        num_hidden_layers: Hidden layers.
+        activation: Nonlinearity.
+        w_std: Scale of the weights at initialization; sqrt(2) keeps the norm of a ReLU network's layers.
+        b_std: Scale of the biases; 0 means none.
+        trainable: Layers that count; "hidden" leaves out the first and the last.
+        ridge: Added to the diagonal for the kernel regression that the summary reports, in units of the kernel.
+        dtype: Precision of the data and of the kernel.
+        seed: Seeds the choice of examples and the random network.
+    """
+
+    out: Path = Path("kernel")
+    kernel: KernelName = "analytic_ntk"
+    data: DataName = "digits"
+    data_dir: Path | None = None
+    train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
+    num_train: int = 500
+    num_test: int = 200
+    width: int = 1024
+    num_hidden_layers: int = 2
+    activation: ActivationName = "relu"
+    w_std: float = 2**0.5
+    b_std: float = 0.0
+    trainable: Literal["all", "hidden"] = "all"
+    ridge: float = 1e-6
+    dtype: DtypeName = "float64"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices, precision, which data sets are found, and what an optional part would need.
+
+    Attributes:
+        data_dir: Data directory to look into; NTK_ROBUST_DATA where it is not given.
+    """
+
+    data_dir: Path | None = None
+
+
+Command: TypeAlias = (
+    Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Kernel, tyro.conf.subcommand("kernel")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+DESCRIPTION = (
+    "Adversarial robustness in the neural-tangent-kernel regime: kernels, adversarial training as a measuring "
+    "instrument, and checks of published theory."
+)
+
+
+def parse(arguments: list[str] | None = None) -> Reproduce | Check | Train | Kernel | Doctor:
+    """The command that the arguments (those of the process where None) ask for.
+
+    Raises:
+        SystemExit: With code 0 after --help, and 2 after explaining what is wrong with the arguments.
+    """
+    return tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="ntk-robust",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
