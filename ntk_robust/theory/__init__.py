@@ -3,7 +3,7 @@
 from ntk_robust.theory._check import Check, CheckResult, Size, run_check
 from ntk_robust.theory._claim import Claim, Relation, Verdict, exact_claim, summation_error
 from ntk_robust.theory._registry import check_names, checks, select
-from ntk_robust.theory._report import Report, worst
+from ntk_robust.theory._report import Report
 
 __all__ = [
     "Check",
@@ -19,5 +19,4 @@ __all__ = [
     "run_check",
     "select",
     "summation_error",
-    "worst",
 ]

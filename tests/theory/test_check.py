@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from ntk_robust.theory import Check, Report, Verdict, check_names, exact_claim, run_check, select, worst
+from ntk_robust.theory import Check, Report, Verdict, check_names, exact_claim, run_check, select
+from ntk_robust.theory._report import worst
 
 S, V, I, N = Verdict.SUPPORTED, Verdict.VIOLATED, Verdict.INCONCLUSIVE, Verdict.NOT_APPLICABLE
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree, ScalarLike
 
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet, AttackResult, SphereSlice
 from ntk_robust.attacks._attack import Objective
@@ -128,7 +128,7 @@ def _no_state(params: PyTree) -> tuple[()]:
     return ()
 
 
-def _descend(step_size: float, gradient: PyTree, state: tuple[()], params: PyTree) -> tuple[PyTree, tuple[()]]:
+def _descend(step_size: ScalarLike, gradient: PyTree, state: tuple[()], params: PyTree) -> tuple[PyTree, tuple[()]]:
     del params
     return optax.tree.scale(-step_size, gradient), state
 

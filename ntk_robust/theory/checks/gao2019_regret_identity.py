@@ -44,7 +44,7 @@ def _control(size: Size, key: Key[Array, ""]) -> Report:
 
 def _setting(size: Size, key: Key[Array, ""]) -> Setting:
     if size == "quick":
-        return make_setting(width=48, num_hidden_layers=2, num_train=12, scaled_radius=1.0, num_steps=40, key=key)
+        return make_setting(width=48, num_hidden_layers=2, num_train=12, scaled_radius=0.5, num_steps=40, key=key)
     return make_setting(width=128, num_hidden_layers=4, num_train=32, scaled_radius=2.0, num_steps=150, key=key)
 
 
