@@ -1,0 +1,57 @@
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+
+from ntk_robust._core import to_jsonable
+from ntk_robust.data import load_dataset, subset
+from ntk_robust.kernels import analytic_ntk
+from ntk_robust.models import FullyConnected
+from ntk_robust.studies import _kernel_convergence, _training_displacement, kernel_convergence, training_displacement
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def test_kernel_convergence_reports_the_errors_of_explicit_jacobians(digits, monkeypatch):
+    size = _kernel_convergence._Size(widths=(16, 64), depths=(1,), num_seeds=4, num_examples=5)
+    monkeypatch.setitem(_kernel_convergence._SIZES, "quick", size)
+    key = jr.key(0)
+    study = kernel_convergence(digits, key=key)
+
+    data_key, network_key = jr.split(key)
+    xs = subset(digits, 5, 1, key=data_key).x_train
+    network = FullyConnected(input_dim=64, width=64, num_hidden_layers=1, num_outputs="scalar")
+    analytic = np.asarray(analytic_ntk(network).gram(xs))
+    errors = []
+    for seed_key in jr.split(jr.fold_in(network_key, 64), 4):
+        gradients = jax.vmap(jax.grad(network.apply), (None, 0))(network.init(key=seed_key), xs)
+        rows = np.concatenate([np.reshape(leaf, (5, -1)) for leaf in jax.tree.leaves(gradients)], axis=1)
+        errors.append(np.linalg.norm(rows @ rows.T - analytic) / np.linalg.norm(analytic))
+    (depth, width, mean, deviation) = study.tables[1].rows[1]
+    assert (depth, width) == (1, 64)
+    assert mean == pytest.approx(np.mean(errors), rel=1e-8)
+    assert deviation == pytest.approx(np.std(errors, ddof=1), rel=1e-8)
+    assert study.tables[0].rows[0][3] < study.tables[0].rows[0][2] < study.tables[0].rows[0][4]
+
+
+@pytest.mark.slow
+def test_training_displacement_reports_both_kinds_of_training_at_every_width(digits, monkeypatch):
+    size = _training_displacement._Size(
+        widths=(4, 8), num_seeds=2, num_train=20, num_test=10, num_kernel=3, num_steps=3
+    )
+    monkeypatch.setitem(_training_displacement._SIZES, "quick", size)
+    study = training_displacement(digits, key=jr.key(0))
+    runs = study.tables[1]
+    assert [row[:2] for row in runs.rows] == [("natural", 4), ("natural", 8), ("adversarial", 4), ("adversarial", 8)]
+    column = {name: np.array([row[i] for row in runs.rows]) for i, name in enumerate(runs.columns) if i > 1}
+    assert (column["displacement"] > 0).all()
+    assert (column["adversarial accuracy"] <= column["natural accuracy"]).all()
+    # Relative and absolute displacement differ by the norm of the initial weights, about sqrt(number of weights).
+    weights = np.array([64 * m + m * m + 10 * m for m in (4, 8, 4, 8)])
+    np.testing.assert_allclose(column["displacement"] / column["relative displacement"], np.sqrt(weights), rtol=0.15)
+    record = to_jsonable(study)
+    assert {"name", "title", "text", "figures", "tables"} == set(record)
+    assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) == 4
