@@ -1,31 +1,50 @@
 """Adversarial training as a measuring instrument: the compiled loop, its constraints, and what it measures."""
 
+from ntk_robust.training._awp import WeightPerturbed
 from ntk_robust.training._displacement import Displacement, parameter_displacement
 from ntk_robust.training._fit import TrainingResult, fit, running_minimum
+from ntk_robust.training._free import Free
+from ntk_robust.training._linearized import Centered, Linearized
 from ntk_robust.training._loop import Step
-from ntk_robust.training._methods import AbstractMethod, Adversarial, Batch, Gradient, Problem
+from ntk_robust.training._mart import Mart
+from ntk_robust.training._methods import (
+    AbstractAttackedObjective,
+    AbstractMethod,
+    Adversarial,
+    Batch,
+    Gradient,
+    Problem,
+)
 from ntk_robust.training._probes import DisplacementProbe, FlippedPatternsProbe, KernelDriftProbe, NaturalProbe
+from ntk_robust.training._trades import Trades
 from ntk_robust.training._trajectory import Trajectory, adversarial_trajectory
 from ntk_robust.training._weight_sets import AbstractWeightSet, FrobeniusBall, LayerwiseFrobeniusBall, NeuronBall
 
 __all__ = [
+    "AbstractAttackedObjective",
     "AbstractMethod",
     "AbstractWeightSet",
     "Adversarial",
     "Batch",
+    "Centered",
     "Displacement",
     "DisplacementProbe",
     "FlippedPatternsProbe",
+    "Free",
     "FrobeniusBall",
     "Gradient",
     "KernelDriftProbe",
     "LayerwiseFrobeniusBall",
+    "Linearized",
+    "Mart",
     "NaturalProbe",
     "NeuronBall",
     "Problem",
     "Step",
+    "Trades",
     "TrainingResult",
     "Trajectory",
+    "WeightPerturbed",
     "adversarial_trajectory",
     "fit",
     "parameter_displacement",

@@ -164,9 +164,10 @@ class Program(eqx.Module):
         order_key, method_key = jr.split(jr.fold_in(self.key, step))
         if self.batch_size is None:
             return Batch(self.xs, self.ys, step, method_key), state.order
-        place = step % (len(state.order) // self.batch_size)
+        turn = step // self.method.num_replays
+        place = turn % (len(state.order) // self.batch_size)
         order = lax.cond(
-            place == 0,
+            (place == 0) & (step % self.method.num_replays == 0),
             lambda: jr.permutation(order_key, len(self.xs))[: len(state.order)].astype(jnp.int32),
             lambda: state.order,
         )

@@ -1,4 +1,4 @@
-"""How a batch becomes a gradient: the training methods that `fit` runs."""
+"""How a batch becomes a gradient: what every training method has in common, and plain adversarial training."""
 
 import abc
 from collections.abc import Callable
@@ -36,6 +36,20 @@ class Problem(eqx.Module):
     def losses(self, outputs: Float[Array, "b ..."], ys: Num[Array, "b ..."]) -> Float[Array, " b"]:
         """Losses of a batch."""
         return jax.vmap(self.loss)(outputs, ys)
+
+    def perturb(
+        self,
+        objective: Callable[[Array, Array, Array], Array],
+        xs: Float[Array, "b *dims"],
+        targets: PyTree[Array],
+        key: Key[Array, ""],
+    ) -> Float[Array, "b *dims"]:
+        """The batch under the attack on `objective(x_adv, x, target)`; no gradient flows through the result."""
+
+        def attack_one(x: Array, target: Array, key: Array) -> Array:
+            return self.attack(lambda x_adv: objective(x_adv, x, target), x, self.perturbations, key=key).x_adv
+
+        return lax.stop_gradient(jax.vmap(attack_one)(xs, targets, jr.split(key, len(xs))))
 
 
 class Batch(NamedTuple):
@@ -75,6 +89,11 @@ class Gradient(NamedTuple):
 class AbstractMethod(eqx.Module):
     """A rule that turns a batch into a gradient."""
 
+    @property
+    def num_replays(self) -> int:
+        """How many steps in turn see the same batch."""
+        return 1
+
     def init(self, problem: Problem, params: PyTree, xs: Float[Array, "b *dims"]) -> PyTree:
         """State before the first step, for batches shaped like `xs`; none by default."""
         del problem, params, xs
@@ -85,34 +104,56 @@ class AbstractMethod(eqx.Module):
         """The gradient at the trained weights `params`."""
 
 
-class Adversarial(AbstractMethod):
+class AbstractAttackedObjective(AbstractMethod):
+    """A method that attacks the batch and descends an objective at the result, which is a constant of the gradient."""
+
+    def attacked(self, problem: Problem, params: PyTree, batch: Batch) -> Float[Array, "b *dims"]:
+        """The perturbed batch; by default the attack maximizes the loss."""
+
+        def loss(x_adv: Array, x: Array, y: Array) -> Array:
+            del x
+            return problem.loss(problem.predict(params, x_adv), y)
+
+        return problem.perturb(loss, batch.xs, batch.ys, batch.key)
+
+    @abc.abstractmethod
+    def objective(
+        self, problem: Problem, params: PyTree, batch: Batch, xs_adv: Float[Array, "b *dims"]
+    ) -> tuple[Float[Array, ""], Float[Array, "b ..."]]:
+        """The number to descend, and the outputs at `xs_adv`."""
+
+    def gradient(self, problem: Problem, params: PyTree, batch: Batch, state: PyTree) -> Gradient:
+        """Attacks, then differentiates the objective in the weights alone."""
+        return self.gradient_at(problem, params, batch, self.attacked(problem, params, batch), state)
+
+    def gradient_at(
+        self, problem: Problem, params: PyTree, batch: Batch, xs_adv: Float[Array, "b *dims"], state: PyTree
+    ) -> Gradient:
+        """The gradient at given perturbed inputs."""
+
+        def objective(params: PyTree) -> tuple[Float[Array, ""], Float[Array, "b ..."]]:
+            return self.objective(problem, params, batch, xs_adv)
+
+        (value, outputs), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        surrogate_loss = jnp.mean(problem.losses(outputs, batch.ys))
+        return Gradient(value, surrogate_loss, gradient, xs_adv, state)
+
+
+class Adversarial(AbstractAttackedObjective):
     r"""Adversarial training: descends $L_A(W) = \frac1n\sum_i \ell(f(W, A(W, x_i)), y_i)$ in the first argument of $f$.
 
     The perturbed inputs are constants of the gradient: $g = \nabla_W \frac1n\sum_i \ell(f(W, x_i'), y_i)$ at
-    $x_i' = A(W, x_i)$. The attack maximizes the loss that is trained.
+    $x_i' = A(W, x_i)$. The attack maximizes the loss that is trained. With `attacks.Identity` this is natural training,
+    with `attacks.PGD(num_steps=1, relative_step=1.25)` the fast training of Wong et al.
 
     References:
-        Madry et al., ICLR 2018; Gao et al., NeurIPS 2019, definitions 3.2 and 3.3 (the gradient is in W alone).
+        Madry et al., ICLR 2018; Wong, Rice, Kolter, ICLR 2020; Gao et al., NeurIPS 2019, definitions 3.2 and 3.3 (the
+        gradient is in W alone).
     """
 
-    def gradient(self, problem: Problem, params: PyTree, batch: Batch, state: PyTree) -> Gradient:
-        """The gradient of the mean loss at the attacked batch."""
-        xs_adv = perturb(problem, params, batch)
-
-        def surrogate_loss(params: PyTree) -> Float[Array, ""]:
-            return jnp.mean(problem.losses(problem.outputs(params, xs_adv), batch.ys))
-
-        value, gradient = jax.value_and_grad(surrogate_loss)(params)
-        return Gradient(value, value, gradient, xs_adv, state)
-
-
-def perturb(problem: Problem, params: PyTree, batch: Batch) -> Float[Array, "b *dims"]:
-    """The batch under the problem's attack on its loss; no gradient flows through the result."""
-
-    def attack_one(x: Array, y: Array, key: Array) -> Array:
-        def objective(x_adv: Array) -> Array:
-            return problem.loss(problem.predict(params, x_adv), y)
-
-        return problem.attack(objective, x, problem.perturbations, key=key).x_adv
-
-    return lax.stop_gradient(jax.vmap(attack_one)(batch.xs, batch.ys, jr.split(batch.key, len(batch.xs))))
+    def objective(
+        self, problem: Problem, params: PyTree, batch: Batch, xs_adv: Float[Array, "b *dims"]
+    ) -> tuple[Float[Array, ""], Float[Array, "b ..."]]:
+        """Mean loss at the perturbed inputs."""
+        outputs = problem.outputs(params, xs_adv)
+        return jnp.mean(problem.losses(outputs, batch.ys)), outputs

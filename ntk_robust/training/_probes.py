@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
+from ntk_robust.kernels import kernel_drift
 from ntk_robust.losses import Margin
 from ntk_robust.training._displacement import parameter_displacement
 
@@ -75,8 +76,7 @@ class KernelDriftProbe(eqx.Module):
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Drift at `params`."""
-        change = self.kernel_fn(params) - self.gram_0
-        return {"kernel_drift": jnp.linalg.norm(change) / jnp.linalg.norm(self.gram_0)}
+        return {"kernel_drift": kernel_drift(self.kernel_fn(params), self.gram_0)}
 
 
 class FlippedPatternsProbe(eqx.Module):
