@@ -130,7 +130,7 @@ def _no_state(params: PyTree) -> tuple[()]:
 
 def _descend(step_size: ScalarLike, gradient: PyTree, state: tuple[()], params: PyTree) -> tuple[PyTree, tuple[()]]:
     del params
-    return optax.tree.scale(-step_size, gradient), state
+    return optax.tree.scale(-jnp.asarray(step_size), gradient), state
 
 
 def _result(objective: Objective, point: Float[Array, "*dims"]) -> AttackResult:

@@ -173,7 +173,7 @@ def _largest_layer_gradient(setting: Setting, run: Trajectory) -> float:
 
 
 def _figure(name: str, setting: Setting, run: Trajectory) -> Figure:
-    steps = list(range(setting.num_steps))
+    steps = np.arange(float(setting.num_steps)).tolist()
     final = pair_with(setting, run, flat_weights(run.params.hidden)[-1])
     return Figure(
         name="certificate",

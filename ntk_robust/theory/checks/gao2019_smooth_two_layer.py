@@ -292,7 +292,7 @@ def _row(case: Case, run: Watched) -> tuple[float | int, ...]:
 
 
 def _figure(name: str, case: Case, runs: dict[str, Watched]) -> Figure:
-    steps = list(range(case.num_steps))
+    steps = np.arange(float(case.num_steps)).tolist()
     level = case.comparator.robust_loss_upper + case.epsilon
     return Figure(
         name=f"smooth_two_layer_{name}",
@@ -301,7 +301,7 @@ def _figure(name: str, case: Case, runs: dict[str, Watched]) -> Figure:
         y_label="L_A(W_t)",
         series=(
             *(Series(attack, steps, run.surrogate_loss.tolist()) for attack, run in runs.items()),
-            Series("L_*(U) + ε", [0, case.num_steps], [level, level], style="dashed"),
+            Series("L_*(U) + ε", [0.0, float(case.num_steps)], [level, level], style="dashed"),
         ),
         caption="The theorem promises that each curve meets the dashed line within the frame, for every attack.",
     )
