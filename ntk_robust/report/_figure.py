@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ _SETTINGS: dict[Any, Any] = {
 }
 _FORMATS = {"line": {"marker": "o"}, "points": {"marker": "o", "linestyle": "none"}, "dashed": {"linestyle": "--"}}
 _MANY_POINTS = 40
-_LONG_LEGEND = 6
+_FEW_TICKS = 8
+_SMALL_LEGEND = 3
+_LONG_LABEL = 30
 
 
 def figure_svg(figure: Figure) -> str:
@@ -46,9 +49,12 @@ def figure_svg(figure: Figure) -> str:
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415
 
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": figure.name}):
-        canvas = Canvas(figsize=(5.6, 3.5), layout="constrained")
+        legend_columns = 2 if max((len(series.label) for series in figure.series), default=0) < _LONG_LABEL else 1
+        legend_rows = -(-len(figure.series) // legend_columns) if len(figure.series) > _SMALL_LEGEND else 0
+        canvas = Canvas(figsize=(5.6, 3.5 + 0.2 * legend_rows), layout="constrained")
         axes = canvas.add_subplot()
-        axes.set(xlabel=figure.x_label, ylabel=figure.y_label, xscale=figure.x_scale, yscale=figure.y_scale)
+        axes.set(xlabel=_set(figure.x_label), ylabel=_set(figure.y_label))
+        axes.set(xscale=figure.x_scale, yscale=figure.y_scale)
         axes.grid(visible=True)
         axes.set_axisbelow(True)
         for number, series in enumerate(figure.series):
@@ -57,7 +63,7 @@ def figure_svg(figure: Figure) -> str:
             if series.style == "line" and len(x) > _MANY_POINTS:
                 del style["marker"]
             color = PALETTE[number % len(PALETTE)]
-            axes.plot(*_drawable(figure, x, y), label=series.label, color=color, **style)
+            axes.plot(*_drawable(figure, x, y), label=_set(series.label), color=color, **style)
             if series.y_lower is not None and series.y_upper is not None:
                 x, lower, upper = _drawable(
                     figure, x, np.asarray(series.y_lower, float), np.asarray(series.y_upper, float)
@@ -66,8 +72,12 @@ def figure_svg(figure: Figure) -> str:
                     axes.vlines(x, lower, upper, color=color, linewidth=1.2)
                 else:
                     axes.fill_between(x, lower, upper, color=color, alpha=0.18, linewidth=0)
-        if len(figure.series) > _LONG_LEGEND:
-            canvas.legend(loc="outside right center")
+        if figure.x_scale == "log":
+            _plain_ticks(axes.xaxis, [series.x for series in figure.series], at_values=True)
+        if figure.y_scale == "log":
+            _plain_ticks(axes.yaxis, [series.y for series in figure.series], at_values=False)
+        if legend_rows:
+            canvas.legend(loc="outside lower center", ncols=legend_columns)
         elif len(figure.series) > 1:
             axes.legend()
         stream = io.StringIO()
@@ -81,6 +91,28 @@ def _drawable(figure: Figure, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarra
     for y in ys:
         kept &= np.isfinite(y) & ((y > 0) | (figure.y_scale == "linear"))
     return (x[kept], *(y[kept] for y in ys))
+
+
+def _plain_ticks(axis: Any, parts: Sequence[Sequence[float]], *, at_values: bool) -> None:
+    """Ticks with plain numbers where a logarithmic axis spans little, `at_values` themselves if those are few."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415
+
+    values = np.unique(np.concatenate([np.asarray(part, float) for part in parts]))
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) == 0 or values[-1] > 200 * values[0] or values[-1] >= 1e5 or values[0] < 1e-4:
+        return
+    if at_values and len(values) <= _FEW_TICKS:
+        locator = FixedLocator(values.tolist())
+    else:
+        locator = LogLocator(subs=(1, 2, 5)) if values[-1] > 4 * values[0] else MaxNLocator(5)
+    axis.set_major_locator(locator)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _set(label: str) -> str:
+    """A label whose subscripts of one character, as in W_0, are set as such."""
+    return re.sub(r"(?<=\S)_([^\W_]|\*)(?![A-Za-z0-9])", r"$_{\1}$", label.replace("$", r"\$"))
 
 
 def _embedded(text: str, name: str) -> str:

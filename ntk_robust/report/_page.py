@@ -83,7 +83,7 @@ def _verdicts(checks: Sequence[Mapping[str, Any]], pending: Sequence[str]) -> st
     rows = [
         (
             f'<a href="#check-{_text(check["name"])}">{_text(check["name"])}</a>',
-            _text(check["statement"]),
+            _prose(check["statement"]),
             _badge(check["verdict"]),
             _badge(check["control_verdict"], control=True),
             _text(check["seconds"], digits=2),
@@ -110,7 +110,8 @@ def _check(check: Mapping[str, Any]) -> str:
     control = _claims(check["control_claims"]) + _notes(check["control_notes"])
     return (
         f'<article class="card" id="check-{_text(check["name"])}"><div class="head"><h3>{_text(check["name"])}</h3>'
-        f'<div>{badges}</div></div><p>{_text(check["statement"])}</p><p class="citation">{_text(check["citation"])}</p>'
+        f"<div>{badges}</div></div><p>{_prose(check['statement'])}</p>"
+        f'<p class="citation">{_text(check["citation"])}</p>'
         + _claims(check["claims"])
         + _notes(check["notes"])
         + _figures(check["figures"], f"check-{check['name']}")
@@ -123,9 +124,9 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
     header = ("Claim", "Verdict", "Measured", "± uncertainty", "Predicted", "Resolution", "Tightness")
     rows = [
         (
-            _text(claim["name"])
+            _prose(claim["name"])
             + (' <span class="badge">hypothesis</span>' if claim.get("role") == "hypothesis" else "")
-            + (f'<span class="note">{_text(claim["note"])}</span>' if claim.get("note") else ""),
+            + (f'<span class="note">{_prose(claim["note"])}</span>' if claim.get("note") else ""),
             _badge(claim["verdict"]),
             _text(claim["measured"]),
             _text(claim["uncertainty"], digits=2),
@@ -153,7 +154,7 @@ def _figures(figures: Sequence[Mapping[str, Any]], owner: str) -> str:
         svg = _drawn(Figure(**{**record, "name": f"{owner}-{record['name']}", "series": series}))
         label = html.escape(record["title"], quote=True)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-        caption = f"<b>{_text(record['title'])}</b>{_text(record['caption'])}"
+        caption = f"<b>{_prose(record['title'])}</b>{_prose(record['caption'])}"
         drawn.append(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>")
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
@@ -178,10 +179,10 @@ def _tables(tables: Sequence[Mapping[str, Any]]) -> str:
     for table in tables:
         columns = list(zip(*table["rows"], strict=True)) or [()] * len(table["columns"])
         classes = ["number" if _is_numeric(column) else "" for column in columns]
-        rows = [[_text(cell) for cell in row] for row in table["rows"]]
-        body = _table([_text(name) for name in table["columns"]], rows, classes, kind="data")
-        caption = f'<p class="caption">{_text(table["caption"])}</p>' if table["caption"] else ""
-        parts.append(f"<h4>{_text(table['title'])}</h4>{body}{caption}")
+        rows = [[_prose(cell) if isinstance(cell, str) else _text(cell) for cell in row] for row in table["rows"]]
+        body = _table([_prose(name) for name in table["columns"]], rows, classes, kind="data")
+        caption = f'<p class="caption">{_prose(table["caption"])}</p>' if table["caption"] else ""
+        parts.append(f"<h4>{_prose(table['title'])}</h4>{body}{caption}")
     return "".join(parts)
 
 
@@ -217,16 +218,30 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _notes(notes: Sequence[str]) -> str:
-    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
+    return "".join(f'<p class="note">{_prose(note)}</p>' for note in notes)
 
 
 def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{_text(part)}</p>" for part in text.split("\n\n") if part.strip())
+    return "".join(f"<p>{_prose(part)}</p>" for part in text.split("\n\n") if part.strip())
 
 
 def _badge(verdict: str, *, control: bool = False, prefix: str = "") -> str:
     kind = f"control {verdict}" if control else verdict
     return f'<span class="badge {kind}">{prefix}{_text(verdict.replace("_", " "))}</span>'
+
+
+# A subscript or superscript of one character or in braces; gao2019_regret and file_name.py have neither.
+_SCRIPT = re.compile(r"(?<=[^\s])([_^])(?:\{([^{}]+)\}|([^\W_]|\*))(?![A-Za-z0-9])")
+
+
+def _prose(text: str) -> str:
+    """A sentence as escaped text, with the subscripts and superscripts that it writes as x_i and x^{t+1}."""
+
+    def script(match: re.Match[str]) -> str:
+        tag = "sub" if match[1] == "_" else "sup"
+        return f"<{tag}>{match[2] or match[3]}</{tag}>"
+
+    return _SCRIPT.sub(script, _text(text))
 
 
 def _text(value: Any, digits: int = 5) -> str:

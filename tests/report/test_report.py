@@ -15,6 +15,7 @@ import pytest
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.report import figure_svg, overall_verdict, prepare_report_folder, write_report
 from ntk_robust.report._format import format_value
+from ntk_robust.report._page import _prose
 from ntk_robust.studies import Study
 from ntk_robust.theory import Check, CheckResult, Claim, Report, Verdict, run_check
 
@@ -122,7 +123,7 @@ def test_the_page_shows_every_claim_figure_table_and_what_made_them_escaped(fold
     for part in (
         "1.5×10⁻⁷",
         "∞",
-            "Two.",
+        "Two.",
         "versions · jax",
         "Drift <of> the kernel",
         "The band is an interval.",
@@ -224,3 +225,11 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
 )
 def test_values_read_as_a_reader_wants_them(value: Any, text: str) -> None:
     assert format_value(value) == text
+
+
+def test_subscripts_and_superscripts_of_one_character_or_in_braces_are_set() -> None:
+    assert _prose("min_{t<T} L_A(W_t) ≤ |x_i^t|") == (
+        "min<sub>t&lt;T</sub> L<sub>A</sub>(W<sub>t</sub>) ≤ |x<sub>i</sub><sup>t</sup>|"
+    )
+    assert _prose("L_*(U), C_2²") == "L<sub>*</sub>(U), C<sub>2</sub>²"
+    assert _prose("gao2019_regret in file_name.py, a _b and 2^10") == "gao2019_regret in file_name.py, a _b and 2^10"
