@@ -13,7 +13,6 @@ from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
 from ntk_robust.attacks._audit import Audit, draw_findings
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._checks import check_batch, check_targets
-from ntk_robust.attacks._fgsm import FGSM
 from ntk_robust.attacks._replay import replay
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss, Margin
@@ -52,7 +51,7 @@ def evaluate(
     apply_fn: ApplyFn,
     params: PyTree,
     xs: Float[Array, "n *dims"],
-    ys: Num[Array, " n"],
+    ys: Num[Array, "..."],
     *,
     attack: AbstractAttack,
     perturbations: AbstractPerturbationSet,
@@ -98,34 +97,26 @@ def evaluate(
     epsilons = np.broadcast_to(np.asarray(perturbations.epsilon), (num_examples,))
     examples = np.arange(num_examples)
 
-    def attacked_by(attack: AbstractAttack, loss: AbstractLoss) -> AttackResult:
-        def run(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
-            objective = LossObjective(apply_fn, params, loss)
-            around = perturbations.with_epsilon(epsilons)
-            return run_batch(attack, objective, xs, ys, around, examples=examples, key=key)
+    def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
+        around = perturbations.with_epsilon(epsilons)
+        return run_batch(attack, objective, xs, ys, around, examples=examples, key=key)
 
-        return _in_batches(run, batch_size, inputs, targets, epsilons, examples)
+    def run_steps(xs: Array, ys: Array, epsilons: Array) -> _SingleSteps:
+        return _take_single_steps(objective, xs, ys, perturbations.with_epsilon(epsilons))
 
-    def graded_at(points: _Numbers) -> _Grades:
-        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> _Grades:
-            return _grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
+    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> _Grades:
+        return _grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
 
-        return _in_batches(run, batch_size, points, inputs, targets, epsilons)
-
-    def worst_margins(graded: _Grades) -> _Numbers:
-        return np.where(graded.inside, np.maximum(graded.margins, natural.margins), natural.margins)
+    steps: _SingleSteps = _in_batches(run_steps, batch_size, inputs, targets, epsilons)
+    found: AttackResult = _in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
+    graded: _Grades = _in_batches(run_grading, batch_size, found.x_adv, inputs, targets, epsilons)
 
     def accuracy(margins: _Numbers) -> float:
         return float(np.mean(margins < 0))
 
-    natural = graded_at(inputs)
-    found = attacked_by(attack, loss)
-    graded = graded_at(found.x_adv)
-    fgsm = graded_at(attacked_by(FGSM(), loss).x_adv)
-    fgsm_margin = graded_at(attacked_by(FGSM(), Margin()).x_adv)
-
-    margins = worst_margins(graded)
-    surrogate_loss = float(np.mean(np.where(graded.inside, graded.losses, natural.losses)))
+    natural_margins = steps.natural.margins
+    margins = np.where(graded.inside, np.maximum(graded.margins, natural_margins), natural_margins)
+    surrogate_loss = float(np.mean(np.where(graded.inside, graded.losses, steps.natural.losses)))
     adversarial_accuracy = accuracy(margins)
     # Other batch shapes and fusions round differently, along all of the network's sums.
     relative = float(np.finfo(output.dtype).eps) ** 0.5
@@ -150,10 +141,10 @@ def evaluate(
         num_value_mismatches=int(np.sum(mismatch)),
         num_not_monotone=int(np.sum((np.diff(found.values, axis=1) < 0).any(axis=1))),
         num_not_finite=int(np.sum(~(finite & np.isfinite(found.value)))),
-        zero_gradient_fraction=float(np.mean(natural.zero_gradient)),
-        fgsm_accuracy=accuracy(worst_margins(fgsm)),
-        fgsm_margin_accuracy=accuracy(worst_margins(fgsm_margin)),
-        fgsm_loss=float(np.mean(fgsm.losses)),
+        zero_gradient_fraction=float(np.mean(steps.zero_gradient)),
+        fgsm_accuracy=accuracy(np.maximum(natural_margins, steps.on_loss.margins)),
+        fgsm_margin_accuracy=accuracy(np.maximum(natural_margins, steps.on_margin.margins)),
+        fgsm_loss=float(np.mean(np.maximum(steps.natural.losses, steps.on_loss.losses))),
         num_replayed=len(visits),
         gradients_taken=float(np.mean([visit.num_gradients for visit in visits])),
         gradient_points=float(np.mean([visit.num_gradient_points for visit in visits])),
@@ -166,9 +157,9 @@ def evaluate(
         tolerance=relative * (1 + abs(surrogate_loss)),
     )
     return Evaluation(
-        natural_accuracy=accuracy(natural.margins),
+        natural_accuracy=accuracy(natural_margins),
         adversarial_accuracy=adversarial_accuracy,
-        natural_loss=float(np.mean(natural.losses)),
+        natural_loss=float(np.mean(steps.natural.losses)),
         surrogate_loss=surrogate_loss,
         margins=jnp.asarray(margins),
         audit=audit,
@@ -183,7 +174,27 @@ class _Grades(NamedTuple):
     margins: _Numbers
     inside: _Numbers
     excess: _Numbers
+
+
+class _SingleSteps(NamedTuple):
+    """The network at the inputs, and after one FGSM step on the loss and on the margin."""
+
+    natural: _Grades
+    on_loss: _Grades
+    on_margin: _Grades
     zero_gradient: _Numbers
+
+
+def _grade_one(
+    objective: LossObjective, point: Array, x: Array, y: Array, perturbations: AbstractPerturbationSet
+) -> _Grades:
+    output = objective.apply_fn(objective.params, point)
+    return _Grades(
+        losses=objective.loss(output, y),
+        margins=Margin()(output, y),
+        inside=perturbations.contains(x, point),
+        excess=perturbations.excess(x, point),
+    )
 
 
 @eqx.filter_jit
@@ -191,21 +202,33 @@ def _grade(
     objective: LossObjective,
     points: Float[Array, "n *dims"],
     xs: Float[Array, "n *dims"],
-    ys: Num[Array, " n"],
+    ys: Num[Array, "..."],
     perturbations: AbstractPerturbationSet,
 ) -> _Grades:
-    def grade_one(point: Array, x: Array, y: Array, epsilon: Array) -> _Grades:
-        around_x = perturbations.with_epsilon(epsilon)
-        loss, gradient = jax.value_and_grad(objective)(point, y)
-        return _Grades(
-            losses=loss,
-            margins=Margin()(objective.apply_fn(objective.params, point), y),
-            inside=around_x.contains(x, point),
-            excess=around_x.excess(x, point),
-            zero_gradient=count_zero(gradient),
-        )
+    def grade(point: Array, x: Array, y: Array, epsilon: Array) -> _Grades:
+        return _grade_one(objective, point, x, y, perturbations.with_epsilon(epsilon))
 
-    return jax.vmap(grade_one)(points, xs, ys, perturbations.epsilon)
+    return jax.vmap(grade)(points, xs, ys, perturbations.epsilon)
+
+
+@eqx.filter_jit
+def _take_single_steps(
+    objective: LossObjective,
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "..."],
+    perturbations: AbstractPerturbationSet,
+) -> _SingleSteps:
+    margin = LossObjective(objective.apply_fn, objective.params, Margin())
+
+    def take(x: Array, y: Array, epsilon: Array) -> _SingleSteps:
+        around = perturbations.with_epsilon(epsilon)
+        slope = jax.grad(objective)(x, y)
+        points = jnp.stack([x, around.argmax_linear(x, slope), around.argmax_linear(x, jax.grad(margin)(x, y))])
+        graded = jax.vmap(_grade_one, (None, 0, None, None, None))(objective, points, x, y, around)
+        natural, on_loss, on_margin = (_Grades(*fields) for fields in zip(*graded, strict=True))
+        return _SingleSteps(natural, on_loss, on_margin, count_zero(slope))
+
+    return jax.vmap(take)(xs, ys, perturbations.epsilon)
 
 
 def _in_batches(run: Callable[..., Any], batch_size: int, *arrays: _Numbers) -> Any:

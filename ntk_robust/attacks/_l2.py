@@ -6,17 +6,10 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, as_numbers, check_epsilon, reflect_into_box
+from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, as_numbers, check_epsilon, reflect_into_box, unit
 
 # Each Newton step at least quarters (remaining gap x slope), so this many reach machine precision; typical is 3 to 8.
 _MAX_NEWTON_STEPS = 64
-
-
-def unit(direction: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """The direction with Euclidean norm one, also where its squares would under- or overflow; zero stays zero."""
-    largest = jnp.max(jnp.abs(direction), initial=0)
-    scaled = direction / jnp.where(largest > 0, largest, 1)
-    return scaled / jnp.maximum(jnp.linalg.norm(scaled.ravel()), 1)
 
 
 class L2Ball(AbstractPerturbationSet):

@@ -22,14 +22,10 @@ class _State(NamedTuple):
 class PGD(AbstractAttack):
     r"""Projected gradient ascent with normalized steps; the best of all iterates is returned.
 
-    One step maximizes the linearized objective over the same kind of set with radius `relative_step` · ε around the
-    current iterate, then projects onto the set around x:
+    $$x_{t+1} = P_{B(x)}\big(x_t + α ε\, s(\nabla \text{objective}(x_t))\big)$$
 
-    $$x_{t+1} = P_{B_ε(x)}\Big( \arg\max_{z ∈ B_{α ε}(x_t)} \langle \nabla \text{objective}(x_t), z \rangle \Big).$$
-
-    For l∞ that is the usual sign step, for l2 the normalized gradient step (with the length that a coordinate at its
-    face cannot use given to the others), on the sphere slice a rotation. Where the gradient is exactly zero the iterate
-    stays, and `AttackResult.zero_gradients` counts it.
+    with the Euclidean projection P and the set's step s of length one (`ascent`): the sign for l∞, the Euclidean unit
+    vector else. Where the gradient is exactly zero the iterate stays, and `AttackResult.zero_gradients` counts it.
 
     Attributes:
         num_steps: Number of gradients taken, T ≥ 1; the objective is evaluated T + 1 times.
@@ -60,14 +56,12 @@ class PGD(AbstractAttack):
         key: PRNGKeyArray,
     ) -> AttackResult:
         """Best iterate; see `AbstractAttack`."""
-        step_set = perturbations.with_epsilon(
-            self.relative_step.astype(x.dtype) * perturbations.epsilon.astype(x.dtype)
-        )
+        length = self.relative_step.astype(x.dtype) * perturbations.epsilon.astype(x.dtype)
 
         def step(state: _State, _: None) -> tuple[_State, Float[Array, ""]]:
             value, gradient = jax.value_and_grad(objective)(state.point)
             state = keep_best(state, value)
-            point = perturbations.project(x, step_set.argmax_linear(state.point, gradient))
+            point = perturbations.project(x, state.point + length * perturbations.ascent(gradient))
             state = state._replace(point=point, zero_gradients=state.zero_gradients + count_zero(gradient))
             return state, state.best_value
 

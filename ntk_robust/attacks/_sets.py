@@ -89,6 +89,14 @@ class AbstractPerturbationSet(eqx.Module):
     def sample(self, x: Float[Array, "*dims"], *, key: PRNGKeyArray) -> Float[Array, "*dims"]:
         """Random point of B(x); each class says with which distribution."""
 
+    def ascent(self, direction: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+        """The step of length one in which ascent methods follow a gradient; zero where that is zero.
+
+        The Euclidean unit vector, so that with the Euclidean `project` the stationary points of projected ascent are
+        those of the problem. A step that heeds the box or maximizes over an l1 ball would add others.
+        """
+        return unit(direction)
+
     def excess(self, x: Float[Array, "*dims"], x_adv: Float[Array, "*dims"]) -> Float[Array, ""]:
         """By how much `x_adv` leaves B(x), in input units; 0 inside, `nan` if a coordinate is not a number."""
         excess = jnp.maximum(self.norm(x_adv - x) - self.epsilon.astype(x.dtype), 0)
@@ -142,6 +150,13 @@ def reflect_into_box(x: Float[Array, "*dims"], delta: Float[Array, "*dims"], box
     return jnp.where(outside & flipped_inside, -delta, delta)
 
 
+def unit(direction: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """The direction with Euclidean norm one, also where its squares would under- or overflow; zero stays zero."""
+    largest = jnp.max(jnp.abs(direction), initial=0)
+    scaled = direction / jnp.where(largest > 0, largest, 1)
+    return scaled / jnp.maximum(jnp.linalg.norm(scaled.ravel()), 1)
+
+
 class LinfBall(AbstractPerturbationSet):
     """l∞ ball ∩ box: every coordinate moves by at most ε and stays valid. Every method is exact.
 
@@ -173,6 +188,10 @@ class LinfBall(AbstractPerturbationSet):
         """Exact maximizer, a corner; coordinates with direction 0 keep the value of x."""
         lower, upper = self._bounds(x)
         return jnp.where(direction > 0, upper, jnp.where(direction < 0, lower, x))
+
+    def ascent(self, direction: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+        """Sign of the direction: every coordinate moves by one."""
+        return jnp.sign(direction)
 
     def norm(self, delta: Float[Array, "*dims"]) -> Float[Array, ""]:
         """Largest absolute coordinate."""

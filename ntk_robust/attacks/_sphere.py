@@ -7,8 +7,7 @@ from jax import lax
 from jax.scipy.special import betainc
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ntk_robust.attacks._l2 import unit
-from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, as_numbers, check_epsilon
+from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, as_numbers, check_epsilon, unit
 
 
 class SphereSlice(AbstractPerturbationSet):

@@ -1,0 +1,244 @@
+"""Evaluation and its audit: true numbers for honest attacks, and every planted fault caught."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax import lax
+
+from ntk_robust.attacks import (
+    FGSM,
+    PGD,
+    AbstractAttack,
+    AttackResult,
+    Box,
+    Identity,
+    L2Ball,
+    LinfBall,
+    Restarts,
+    evaluate,
+)
+from ntk_robust.losses import CrossEntropy, Logistic, Squared
+
+BOX = Box(0.0, 1.0)
+SET = LinfBall(0.08, BOX)
+ZERO = jnp.zeros((), jnp.int32)
+
+
+def network(params, x):
+    return params[1] @ jnp.tanh(params[0] @ x)
+
+
+def scalar_network(params, x):
+    return jnp.vdot(params, x - 0.5)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(5)
+    params = (jnp.asarray(rng.normal(size=(16, 6))), jnp.asarray(rng.normal(size=(3, 16)) / 4))
+    xs = jnp.asarray(rng.uniform(size=(20, 6)))
+    ys = jnp.argmax(jax.vmap(network, (None, 0))(params, xs), axis=1).at[0].set(1)
+    return params, xs, ys
+
+
+def run(problem, attack, **changes):
+    params, xs, ys = problem
+    settings = {"perturbations": SET, "loss": CrossEntropy(), "key": jr.key(0)} | changes
+    return evaluate(network, params, xs, ys, attack=attack, **settings)
+
+
+def names(evaluation):
+    return [finding.name for finding in evaluation.audit.findings]
+
+
+class Forged(AbstractAttack):
+    """A PGD with one planted fault."""
+
+    fault: str = eqx.field(static=True)
+
+    def __call__(self, objective, x, perturbations, *, key):
+        start = perturbations.sample(x, key=key)
+        centre = start if self.fault == "recentred" else x
+        step = perturbations.with_epsilon(perturbations.epsilon / 3)
+        once = jax.grad(objective)(start)
+
+        def body(point, _):
+            gradient = {
+                "stale": lambda: jax.grad(objective)(start),
+                "hoisted": lambda: once,
+            }.get(self.fault, lambda: jax.grad(objective)(point))()
+            point = perturbations.project(centre, step.argmax_linear(point, gradient))
+            return point, objective(point)
+
+        end, values = lax.scan(body, start, length=8)
+        value = objective(end)
+        values = values if self.fault == "decreasing" else lax.cummax(jnp.append(values[:-1], value))
+        if self.fault == "decreasing":
+            values = values[::-1].at[-1].set(value)
+        if self.fault == "boasting":
+            value = value + 1
+        if self.fault == "nan":
+            end = end.at[0].set(jnp.nan)
+        return AttackResult(end, value, values, ZERO)
+
+
+CAUGHT_AS = {
+    "stale": "stale-gradient",
+    "hoisted": "stale-gradient",
+    "recentred": "outside-set",
+    "decreasing": "not-monotone",
+    "boasting": "value-mismatch",
+    "nan": "not-finite",
+}
+
+
+@pytest.mark.parametrize("fault", CAUGHT_AS)
+def test_a_planted_fault_is_caught_under_its_name(fault, problem):
+    found = run(problem, Forged(fault))
+    assert CAUGHT_AS[fault] in names(found)
+    assert not found.audit.is_sound
+
+
+def test_the_same_attack_without_a_planted_fault_is_sound(problem):
+    found = run(problem, Forged("none"))
+    assert found.audit.is_sound
+    assert found.audit.gradients_taken == 9  # with the unused one at the start
+    assert 1 < found.audit.gradient_points <= 8  # at a corner it stays
+
+
+@pytest.mark.parametrize(
+    "attack", [Identity(), FGSM(), Restarts(PGD(4, 1.0), 2)], ids=lambda attack: type(attack).__name__
+)
+def test_honest_attacks_have_no_faults_and_true_numbers(attack, problem):
+    found = run(problem, attack)
+    assert found.audit.is_sound, names(found)
+    params, xs, ys = problem
+    logits = np.asarray(jax.vmap(network, (None, 0))(params, xs))
+    labels = np.asarray(ys)
+    assert found.natural_accuracy == np.mean(logits.argmax(axis=1) == labels) == 0.95
+    attacked = np.asarray(jax.vmap(network, (None, 0))(params, found.x_adv))
+    right = (logits.argmax(axis=1) == labels) & (attacked.argmax(axis=1) == labels)
+    assert found.adversarial_accuracy == right.mean()
+    np.testing.assert_array_equal(np.asarray(found.margins) < 0, right)
+    log_sum = np.log(np.exp(attacked).sum(axis=1))
+    assert found.surrogate_loss == pytest.approx(np.mean(log_sum - attacked[np.arange(20), labels]))
+    assert np.abs(np.asarray(found.x_adv - xs)).max() <= 0.08 + 1e-15
+    assert ("weaker-than-fgsm" in names(found)) == isinstance(attack, Identity)
+
+
+def test_points_outside_the_set_never_count_as_successes(problem):
+    class Teleport(AbstractAttack):
+        def __call__(self, objective, x, perturbations, *, key):
+            far = 1 - x
+            return AttackResult(far, objective(far), objective(far)[None], ZERO)
+
+    found = run(problem, Teleport())
+    assert found.audit.num_outside == 20
+    assert found.audit.max_excess > 0.5
+    assert found.adversarial_accuracy == found.natural_accuracy
+    assert found.surrogate_loss == found.natural_loss
+
+
+def test_batches_and_new_weights_change_neither_results_nor_the_compiled_program(problem):
+    params, xs, ys = problem
+    traces = []
+
+    def counted(params, x):
+        traces.append(None)
+        return network(params, x)
+
+    def accuracy(params, epsilon, step, batch_size):
+        return evaluate(
+            counted, params, xs, ys, attack=PGD(8, step), perturbations=LinfBall(epsilon, BOX), loss=CrossEntropy(),
+            key=jr.key(0), batch_size=batch_size,
+        )  # fmt: skip
+
+    first = accuracy(params, 0.08, 0.3, 8)
+    num_traces = len(traces)
+    again = accuracy((params[0] / 2, params[1]), 0.05, 0.2, 8)
+    assert len(traces) <= num_traces + 1  # the shape of the output is asked for once
+    assert again.surrogate_loss != first.surrogate_loss
+    whole = accuracy(params, 0.08, 0.3, None)
+    np.testing.assert_allclose(whole.x_adv, first.x_adv, rtol=0, atol=1e-14)
+    assert whole.adversarial_accuracy == first.adversarial_accuracy
+
+
+def test_a_scalar_network_is_attacked_to_the_exact_worst_case(key):
+    weights = jnp.asarray([1.0, -2.0, 0.5, 0.0])
+    xs = jr.uniform(key, (30, 4))
+    ys = jnp.sign(jax.vmap(scalar_network, (None, 0))(weights, xs))
+    found = evaluate(
+        scalar_network, weights, xs, ys, attack=PGD(60, 0.5), perturbations=L2Ball(0.2), loss=Logistic(), key=key
+    )
+    worst = np.asarray(ys) * ((np.asarray(xs) - 0.5) @ np.asarray(weights)) - 0.2 * np.linalg.norm(weights)
+    np.testing.assert_allclose(-np.asarray(found.margins), worst, atol=1e-6)
+    assert found.adversarial_accuracy == np.mean(worst > 0)
+    assert found.surrogate_loss == pytest.approx(np.mean(np.log1p(np.exp(-worst))), rel=1e-6)
+    assert found.natural_accuracy == 1.0
+
+
+def test_a_network_that_rounds_its_input_is_reported_to_hide_its_gradient(problem):
+    params, xs, ys = problem
+
+    def stepped(params, x):
+        return network(params, jnp.round(4 * x) / 4)
+
+    attack = PGD(8, 0.3, random_start=False)
+    found = evaluate(stepped, params, xs, ys, attack=attack, perturbations=SET, loss=CrossEntropy(), key=jr.key(0))
+    assert "zero-gradient" in names(found)
+    assert found.audit.zero_gradient_fraction == 1.0
+    assert found.audit.is_sound
+
+
+def test_a_loss_that_hides_the_gradient_is_beaten_by_a_step_on_the_margin(key):
+    # The output is so large that the saturating loss has no slope: only the margin still sees the direction.
+    weights = jnp.asarray([300.0, -300.0])
+    xs = jr.uniform(key, (16, 2))
+    ys = jnp.sign(xs[:, 0] - xs[:, 1])
+
+    class Saturating(Squared):
+        def __call__(self, output, target):
+            return jnp.maximum(jnp.tanh(-target * output), -1.0 + 1e-9)
+
+    found = evaluate(
+        jnp.vdot, weights, xs, ys,
+        attack=PGD(8, 0.3, random_start=False), perturbations=LinfBall(0.5), loss=Saturating(), key=key,
+    )  # fmt: skip
+    assert "margin-step-better" in names(found)
+    assert found.audit.fgsm_margin_accuracy < found.adversarial_accuracy
+
+
+@pytest.mark.parametrize(
+    ("change_ys", "message"),
+    [
+        (lambda ys: ys.at[3].set(3), r"labels run from 0 to 3, but the network has 3 logits"),
+        (lambda ys: ys.at[3].set(-1), r"labels run from -1"),
+        (lambda ys: ys.astype(float), "labels are integers"),
+        (lambda ys: jax.nn.one_hot(ys, 3), "labels are integers"),
+        (lambda ys: ys[:5], "one target for each example"),
+    ],
+)
+def test_labels_that_do_not_fit_give_one_clear_error(change_ys, message, problem):
+    params, xs, ys = problem
+    with pytest.raises(ValueError, match=message):
+        run((params, xs, change_ys(ys)), FGSM())
+
+
+def test_outputs_and_batches_that_do_not_fit_give_one_clear_error(problem):
+    params, xs, ys = problem
+    with pytest.raises(ValueError, match="targets are floats"):
+        evaluate(scalar_network, jnp.ones(6), xs, ys, attack=FGSM(), perturbations=SET, loss=Logistic(), key=jr.key(0))
+    with pytest.raises(ValueError, match=r"output has shape \(1,\)"):
+        evaluate(
+            lambda params, x: network(params, x)[:1],
+            params, xs, ys, attack=FGSM(), perturbations=SET, loss=CrossEntropy(), key=jr.key(0),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="leave the valid box"):
+        run((params, xs + 1, ys), FGSM())
+    with pytest.raises(ValueError, match="batch_size=0"):
+        run(problem, FGSM(), batch_size=0)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        run((params, xs[:0], ys[:0]), FGSM())
