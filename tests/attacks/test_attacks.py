@@ -63,7 +63,7 @@ def pairs():
             yield pytest.param(attack_name, set_name, marks=() if is_quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("attack_name", "set_name"), pairs())
+@pytest.mark.parametrize(("attack_name", "set_name"), list(pairs()))
 def test_every_attack_on_every_set_keeps_its_contract(attack_name, set_name, key):
     attack, perturbations = ATTACKS[attack_name], SETS[set_name]
     xs, ys = batch(jnp.float32)
