@@ -3,6 +3,7 @@
 An attack maximizes any function of one input; `attack_batch` runs it on many, `evaluate` grades it on a network.
 """
 
+from ntk_robust.attacks._apgd import APGD
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Identity
 from ntk_robust.attacks._audit import Audit, Finding
 from ntk_robust.attacks._batch import attack_batch
@@ -16,6 +17,7 @@ from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
 
 __all__ = [
+    "APGD",
     "FGSM",
     "PGD",
     "AbstractAttack",

@@ -167,6 +167,67 @@ class Margin(AbstractLoss):
         return jnp.max(_leads(self, output, target))
 
 
+class DLR(AbstractLoss):
+    r"""Difference of logits ratio $\frac{\max_{j≠y} z_j - z_y}{z_{(1)} - z_{(3)}}$ of `k` ≥ 3 logits.
+
+    $z_{(1)} ≥ z_{(2)} ≥ z_{(3)}$ are the largest logits. Invariant to shifts and positive scalings of the logits, so it
+    does not fade on a confident network. Positive exactly when the margin is. Not Lipschitz, since the denominator can
+    vanish; it is kept above 1e-12.
+
+    For two logits or a scalar output there is no third value: attack the `Margin`.
+
+    References:
+        Croce and Hein, Reliable evaluation of adversarial robustness, 2020, equation 6.
+    """
+
+    @property
+    def lipschitz(self) -> float:
+        """Infinite."""
+        return math.inf
+
+    def __call__(self, output: Float[Array, "..."], target: Num[Array, "..."]) -> Float[Array, ""]:
+        """DLR, positive when fooled; see `AbstractLoss`."""
+        lead = jnp.max(_leads(self, output, target))
+        _check_num_logits(self, output, 3)
+        largest, _ = jax.lax.top_k(output, 3)
+        return lead / (largest[0] - largest[2] + 1e-12)
+
+
+class TargetedDLR(AbstractLoss):
+    r"""Targeted difference of logits ratio $\frac{z_t - z_y}{z_{(1)} - (z_{(3)} + z_{(4)}) / 2}$ of `k` ≥ 4 logits.
+
+    The target is the pair (y, t) of the label and the class that the attack aims at, an integer vector of length 2.
+
+    References:
+        Croce and Hein, Reliable evaluation of adversarial robustness, 2020, equation 7.
+    """
+
+    @property
+    def lipschitz(self) -> float:
+        """Infinite."""
+        return math.inf
+
+    def __call__(self, output: Float[Array, "..."], target: Num[Array, "..."]) -> Float[Array, ""]:
+        """Targeted DLR, positive when class t beats the label; see `AbstractLoss`."""
+        if target.shape != (2,) or not jnp.issubdtype(target.dtype, jnp.integer):
+            raise ValueError(
+                f"TargetedDLR needs the pair (label, aimed class) as integers, got a target of shape {target.shape} "
+                f"and dtype {target.dtype}"
+            )
+        _check_num_logits(self, output, 4)
+        largest, _ = jax.lax.top_k(output, 4)
+        scale = largest[0] - (largest[2] + largest[3]) / 2 + 1e-12
+        return (output[target[1]] - output[target[0]]) / scale
+
+
+def _check_num_logits(loss: AbstractLoss, output: Float[Array, "..."], smallest: int) -> None:
+    if output.ndim != 1 or output.shape[0] < smallest:
+        raise ValueError(
+            f"{type(loss).__name__} needs a vector of at least {smallest} logits, not an output of shape {output.shape}; "
+            "with fewer use Margin"
+        )
+
+
 def _leads(loss: AbstractLoss, output: Float[Array, "..."], label: Num[Array, "..."]) -> Float[Array, " k"]:
     """By how much each logit exceeds the label's, with minus infinity at the label itself."""
     name = type(loss).__name__

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ntk_robust.attacks import (
+    APGD,
     FGSM,
     PGD,
     Box,
@@ -33,6 +34,7 @@ ATTACKS = {
     "fgsm-random": FGSM(random_start=True),
     "pgd": PGD(5, 0.3, random_start=False),
     "restarts": Restarts(PGD(3, 0.5), 2),
+    "apgd": APGD(6),
 }
 NUM = 6
 DIM = 5

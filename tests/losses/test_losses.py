@@ -117,6 +117,17 @@ def test_the_margin_is_negative_exactly_when_the_prediction_is_strictly_right(ke
         np.testing.assert_array_equal(np.asarray(margins < 0), np.asarray(logits)[:, label] > others)
 
 
+def test_dlr_is_the_margin_over_the_spread_and_ignores_shift_and_scale():
+    logits, label = jnp.asarray([1.0, 4.0, 3.0, 2.0]), jnp.asarray(2)
+    assert float(losses.DLR()(logits, label)) == pytest.approx((4 - 3) / (4 - 2))
+    assert float(losses.DLR()(1e4 * logits - 7, label)) == pytest.approx(0.5)
+    pair = jnp.asarray([2, 0])
+    assert float(losses.TargetedDLR()(logits, pair)) == pytest.approx((1 - 3) / (4 - (2 + 1) / 2))
+    for loss, target in ((losses.DLR(), label), (losses.TargetedDLR(), pair)):
+        assert bool(jnp.isfinite(jax.grad(loss)(jnp.zeros(4), target)).all())
+        assert loss.lipschitz == math.inf
+
+
 def test_huber_joins_its_two_pieces_with_equal_value_and_slope():
     loss = losses.Huber(0.5)
     below, above = (jax.value_and_grad(loss)(jnp.asarray(0.5 + s), jnp.asarray(0.0)) for s in (-1e-9, 1e-9))
@@ -131,6 +142,9 @@ def test_huber_joins_its_two_pieces_with_equal_value_and_slope():
         (losses.CrossEntropy(), jnp.zeros(3), jnp.asarray(1.0), "integer label"),
         (losses.Margin(), jnp.zeros(3), jnp.zeros(3), "integer label"),
         (losses.Margin(), jnp.zeros(()), jnp.asarray(1), "must be floating"),
+        (losses.DLR(), jnp.zeros(2), jnp.asarray(0), "at least 3 logits"),
+        (losses.TargetedDLR(), jnp.zeros(3), jnp.asarray([0, 1]), "at least 4 logits"),
+        (losses.TargetedDLR(), jnp.zeros(4), jnp.asarray(0), "the pair"),
         (losses.Logistic(), jnp.zeros(3), jnp.asarray(1), "one scalar output"),
         (losses.Squared(), jnp.zeros(3), jnp.zeros(2), "output's shape"),
     ],
