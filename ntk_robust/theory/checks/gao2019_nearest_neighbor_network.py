@@ -167,8 +167,8 @@ def memorizer_radii(
     """Exact robust radii of the memorizer with 2n + d parameters, 0 where it does not interpolate.
 
     The memorizer is the piecewise linear spline through the labels, on the projections on one direction: n kinks, n
-    slopes, and the direction. It depends on x through the projection alone and changes its sign half way between neighbors
-    of unlike label, so that a point's radius is the smallest such distance on the line.
+    slopes, and the direction. It depends on x through the projection alone and changes its sign half way between
+    neighbors of unlike label, so that a point's radius is the smallest such distance on the line.
     """
     places = xs @ direction / np.linalg.norm(direction)
     order = np.argsort(places)
@@ -182,13 +182,13 @@ def memorizer_radii(
 
 CHECK = Check(
     citation=(
-        "In the setting of Gao et al. (NeurIPS 2019), remark after theorem 6.1 (recalled), and Zhang et al. (ICLR 2017) "
-        "for the memorizer; item D8 of docs/theory/gao2019"
+        "In the setting of Gao et al. (NeurIPS 2019), remark after theorem 6.1 (recalled), and of Zhang et al. "
+        "(ICLR 2017) for the memorizer; item D8 of docs/theory/gao2019"
     ),
     statement=(
         "For points more than 2δ apart under any labels, the 1-nearest-neighbor rule is a ReLU network with "
-        "n(d + 1) + O(n) weights and is correct on every closed δ-ball, with margin at least D(D − 2δ) for a nearest rival "
-        "at distance D; a network with 2n + d weights that interpolates the same points is robust at δ on almost none."
+        "n(d + 1) + O(n) weights and is correct on every closed δ-ball, with margin at least D(D − 2δ) for a nearest "
+        "rival at distance D; a network with 2n + d weights that interpolates the points is robust at δ on almost none."
     ),
     run=_run,
     control=_control,
