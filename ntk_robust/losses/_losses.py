@@ -223,8 +223,8 @@ class TargetedDLR(AbstractLoss):
 def _check_num_logits(loss: AbstractLoss, output: Float[Array, "..."], smallest: int) -> None:
     if output.ndim != 1 or output.shape[0] < smallest:
         raise ValueError(
-            f"{type(loss).__name__} needs a vector of at least {smallest} logits, not an output of shape {output.shape}; "
-            "with fewer use Margin"
+            f"{type(loss).__name__} needs at least {smallest} logits in a vector, not an output of shape "
+            f"{output.shape}; with fewer use Margin"
         )
 
 

@@ -46,22 +46,25 @@ def test_scalar_losses_equal_their_closed_forms(loss):
             assert float(loss(jnp.asarray(f), jnp.asarray(y))) == pytest.approx(closed_form(loss, f, y), rel=1e-14)
 
 
-@given(st.lists(st.floats(-60, 60), min_size=2, max_size=6), st.data())
+cross_entropy = jax.jit(losses.CrossEntropy())
+
+
+@given(st.lists(st.floats(-60, 60), min_size=4, max_size=4), st.data())
 @settings(max_examples=60, deadline=None)
 def test_cross_entropy_equals_the_logarithm_of_softmax_in_fifty_digits(logits, data):
-    label = data.draw(st.integers(0, len(logits) - 1))
+    label = data.draw(st.integers(0, 3))
     with mpmath.workdps(50):
         others = [mpmath.exp(mpmath.mpf(z) - mpmath.mpf(logits[label])) for j, z in enumerate(logits) if j != label]
         expected = float(mpmath.log1p(mpmath.fsum(others)))
-    found = float(losses.CrossEntropy()(jnp.asarray(logits, float), jnp.asarray(label)))
+    found = float(cross_entropy(jnp.asarray(logits, float), jnp.asarray(label)))
     assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_cross_entropy_of_a_confident_float32_network_still_has_a_gradient():
     logits = jnp.asarray([60.0, 0.0, 1.0], jnp.float32)
     label = jnp.asarray(0)
-    gradient = jax.grad(losses.CrossEntropy())(logits, label)
-    naive = jax.grad(lambda z: jax.nn.logsumexp(z) - z[label])(logits)
+    gradient = jax.jit(jax.grad(losses.CrossEntropy()))(logits, label)
+    naive = jax.jit(jax.grad(lambda z: jax.nn.logsumexp(z) - z[label]))(logits)
     assert naive[0] == 0  # the fault this form avoids
     np.testing.assert_allclose(gradient[0], -(math.exp(-60) + math.exp(-59)), rtol=1e-5)
     np.testing.assert_allclose(gradient[2], math.exp(-59), rtol=1e-5)
@@ -70,9 +73,10 @@ def test_cross_entropy_of_a_confident_float32_network_still_has_a_gradient():
 @pytest.mark.parametrize("loss", LOGIT_LOSSES, ids=name_of)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_losses_of_logits_keep_dtype_and_have_finite_gradients_at_extreme_logits(loss, dtype):
+    both = jax.jit(jax.value_and_grad(loss))
     for logits in ([1e30, -1e30, 0.0], [0.0, 1e30, 1e30], [0.0, 0.0, 0.0], [-1e30, 88.0, 1e4]):
         for label in range(3):
-            value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, dtype), jnp.asarray(label))
+            value, gradient = both(jnp.asarray(logits, dtype), jnp.asarray(label))
             assert value.dtype == dtype
             assert bool(jnp.isfinite(value)), (logits, label)
             assert bool(jnp.isfinite(gradient).all()), (logits, label)
@@ -81,8 +85,9 @@ def test_losses_of_logits_keep_dtype_and_have_finite_gradients_at_extreme_logits
 @pytest.mark.parametrize("loss", SCALAR_LOSSES, ids=name_of)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_losses_of_scalars_keep_dtype_and_have_finite_gradients_at_extreme_outputs(loss, dtype):
+    both = jax.jit(jax.value_and_grad(loss))
     for f in (-1e15, -1.0, 0.0, 1.0, 1e15):
-        value, gradient = jax.value_and_grad(loss)(jnp.asarray(f, dtype), jnp.asarray(1.0, dtype))
+        value, gradient = both(jnp.asarray(f, dtype), jnp.asarray(1.0, dtype))
         assert value.dtype == dtype
         assert bool(jnp.isfinite(value))
         assert bool(jnp.isfinite(gradient))
@@ -92,14 +97,14 @@ def test_losses_of_scalars_keep_dtype_and_have_finite_gradients_at_extreme_outpu
 def test_no_slope_of_a_scalar_loss_exceeds_its_lipschitz_constant(loss, key):
     outputs = 3 * jax.random.normal(key, (500,))
     for y in (-1.0, 1.0):
-        slopes = jax.vmap(jax.grad(loss), (0, None))(outputs, jnp.asarray(y))
+        slopes = jax.jit(jax.vmap(jax.grad(loss), (0, None)))(outputs, jnp.asarray(y))
         assert float(jnp.abs(slopes).max()) <= loss.lipschitz + 1e-12
 
 
 @pytest.mark.parametrize("loss", LOGIT_LOSSES, ids=name_of)
 def test_the_lipschitz_constant_of_a_logit_loss_bounds_its_gradient_and_is_reached(loss, key):
     logits = 20 * jax.random.normal(key, (500, 4))
-    norms = jnp.linalg.norm(jax.vmap(jax.grad(loss), (0, None))(logits, jnp.asarray(1)), axis=1)
+    norms = np.linalg.norm(jax.jit(jax.vmap(jax.grad(loss), (0, None)))(logits, jnp.asarray(1)), axis=1)
     assert float(norms.max()) <= loss.lipschitz + 1e-12
     assert float(norms.max()) >= loss.lipschitz - 1e-3
 
