@@ -1,6 +1,7 @@
 """Adversarial training as a measuring instrument: the compiled loop, its constraints, and what it measures."""
 
 from ntk_robust.training._awp import WeightPerturbed
+from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._displacement import Displacement, parameter_displacement
 from ntk_robust.training._fit import TrainingResult, fit, running_minimum
 from ntk_robust.training._free import Free
@@ -16,6 +17,7 @@ from ntk_robust.training._methods import (
     Problem,
 )
 from ntk_robust.training._probes import DisplacementProbe, FlippedPatternsProbe, KernelDriftProbe, NaturalProbe
+from ntk_robust.training._sweep import at_rate, sweep
 from ntk_robust.training._trades import Trades
 from ntk_robust.training._trajectory import Trajectory, adversarial_trajectory
 from ntk_robust.training._weight_sets import AbstractWeightSet, FrobeniusBall, LayerwiseFrobeniusBall, NeuronBall
@@ -27,6 +29,7 @@ __all__ = [
     "Adversarial",
     "Batch",
     "Centered",
+    "Checkpoints",
     "Displacement",
     "DisplacementProbe",
     "FlippedPatternsProbe",
@@ -46,7 +49,9 @@ __all__ = [
     "Trajectory",
     "WeightPerturbed",
     "adversarial_trajectory",
+    "at_rate",
     "fit",
     "parameter_displacement",
     "running_minimum",
+    "sweep",
 ]

@@ -1,5 +1,6 @@
 """Training as one compiled program between progress reports."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from ntk_robust._core import SilentProgress
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
+from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._layers import layer_names, layers, trainable_mask
 from ntk_robust.training._loop import Carry, ProbeFn, Program, RecordFn, Step, advance, start
 from ntk_robust.training._methods import AbstractMethod, Adversarial
@@ -76,6 +78,8 @@ def fit(
     probe_every: int = 100,
     record: RecordFn | None = None,
     steps_per_chunk: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    callback: Callable[[TrainingResult], None] | None = None,
     progress: Any = None,
     throw: bool = False,
     key: Key[Array, ""],
@@ -107,7 +111,9 @@ def fit(
         probes: Named functions of the (whole) weights, each returning a dict of arrays, run inside the program.
         probe_every: Steps between probings, k; the first and the last weights are always probed.
         record: Function of a `Step` that returns a dict of arrays; called in every step, they join the history.
-        steps_per_chunk: Steps between progress reports; None is a twentieth of the run.
+        steps_per_chunk: Steps between progress reports, checkpoints and callbacks; None is a twentieth of the run.
+        checkpoints: Where to save after every chunk, and whether to resume; None for nowhere.
+        callback: Called after every chunk with the result so far, a copy.
         progress: Where to report, an `AbstractProgress`; None is silence.
         throw: Whether a run that meets numbers that are not finite raises instead of returning with `finite=False`.
         key: Randomness of batches and attacks.
@@ -119,6 +125,7 @@ def fit(
     Raises:
         ValueError: If sizes, dtypes, labels, mask, anchor or names do not fit together.
         FloatingPointError: With `throw`, when the run met numbers that are not finite.
+        OSError: If a checkpoint could not be written.
     """
     program, trained = prepare(
         apply_fn,
@@ -144,15 +151,26 @@ def fit(
         raise ValueError(f"steps_per_chunk is {steps_per_chunk}; give a positive number of steps")
     chunk = steps_per_chunk or max(1, num_steps // 20)
     carry = start(program, trained)
-    with (progress or SilentProgress()).task("training", num_steps) as task:
-        for begin in range(0, num_steps, chunk):
+    with contextlib.ExitStack() as stack:
+        task = stack.enter_context((progress or SilentProgress()).task("training", num_steps))
+        saved = None if checkpoints is None else stack.enter_context(checkpoints.open(program, carry))
+        done = 0
+        if saved is not None:
+            carry, done = saved.restore(carry)
+            task.advance(done)
+        for begin in range(done, num_steps, chunk):
             end = min(begin + chunk, num_steps)
             # The turn after the last step only probes.
             carry = advance(program, carry, begin, end + (end == num_steps))
             if not bool(carry.state.finite):
                 break
+            if saved is not None:
+                saved.save(carry, end)
             task.advance(end - begin, surrogate_loss=float(carry.history["surrogate_loss"][end - 1]))
-    result = finish(program, carry, params)
+            if callback is not None:
+                callback(finish(program, jax.tree.map(jnp.copy, carry), params))
+        last_good = "" if saved is None else saved.describe()
+    result = finish(program, carry, params, advice=last_good)
     if throw and not result.finite:
         raise FloatingPointError(result.message)
     return result
@@ -169,14 +187,14 @@ def prepare(
     perturbations: AbstractPerturbationSet,
     optimizer: optax.GradientTransformation,
     num_steps: int,
-    method: AbstractMethod | None,
-    trainable: PyTree[bool] | None,
-    constraint: AbstractWeightSet | None,
-    anchor: PyTree | None,
-    batch_size: int | None,
-    probes: Mapping[str, ProbeFn] | None,
-    probe_every: int,
-    record: RecordFn | None,
+    method: AbstractMethod | None = None,
+    trainable: PyTree[bool] | None = None,
+    constraint: AbstractWeightSet | None = None,
+    anchor: PyTree | None = None,
+    batch_size: int | None = None,
+    probes: Mapping[str, ProbeFn] | None = None,
+    probe_every: int = 100,
+    record: RecordFn | None = None,
     key: Key[Array, ""],
 ) -> tuple[Program, PyTree]:
     """The program and the trained weights of a run, after every check that needs no tracing; arguments as in `fit`."""
@@ -220,13 +238,13 @@ def prepare(
     return program, trained
 
 
-def finish(program: Program, carry: Carry, params_0: PyTree) -> TrainingResult:
-    """The result of a run from its last carry."""
+def finish(program: Program, carry: Carry, params_0: PyTree, advice: str = "") -> TrainingResult:
+    """The result of a run from a carry; `advice` ends the message of one that is not finite."""
     state = carry.state
     num_steps, finite = int(state.num_steps), bool(state.finite)
     entries = num_steps if finite else num_steps + 1
     # Probings happen before steps 0, k, ...; one that was due before the refused step did happen.
-    probings = program.num_probings if num_steps == program.num_steps else num_steps // program.probe_every + 1
+    probings = program.num_probings if num_steps == program.num_steps else -(-entries // program.probe_every)
     steps = np.minimum(np.arange(probings) * program.probe_every, num_steps)
     return TrainingResult(
         params=eqx.combine(state.params, program.frozen),
@@ -236,7 +254,7 @@ def finish(program: Program, carry: Carry, params_0: PyTree) -> TrainingResult:
         probe_steps=jnp.asarray(steps),
         num_steps=num_steps,
         finite=finite,
-        message="" if finite else _explain(carry),
+        message="" if finite else _explain(carry) + advice,
     )
 
 

@@ -1,7 +1,7 @@
 """The compiled loop: one program that steps, measures and records."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -229,11 +229,13 @@ class Program(eqx.Module):
     def turn(self, index: Int[Array, ""], carry: Carry) -> Carry:
         """Probes before step `index` if they are due, then the step; index `num_steps` only probes."""
         state, history, probes = carry
-        due = state.finite & ((index % self.probe_every == 0) | (index == self.num_steps))
         if self.probes:
+            # The condition must not depend on the state: vmap would turn it into a select, with probes at every step.
+            due = (index % self.probe_every == 0) | (index == self.num_steps)
             measure = _plain(self.measure)
             measured = lax.cond(due, measure, _blank(measure), state.params)
-            probes = _write(probes, measured, jnp.where(due, -(-index // self.probe_every), self.num_probings))
+            row = jnp.where(due & state.finite, -(-index // self.probe_every), self.num_probings)
+            probes = _write(probes, measured, row)
         acts = state.finite & (index < self.num_steps)
         step = _plain(self.step)
         state, record = lax.cond(acts, step, _idle(step), state, index)
@@ -256,6 +258,19 @@ def advance(program: Program, carry: Carry, begin: int, end: int) -> Carry:
     return _advance(numbers, carry, jnp.asarray(begin, jnp.int32), jnp.asarray(end, jnp.int32), static)
 
 
+def start_together(programs: Sequence[Program], params: Sequence[PyTree]) -> Carry:
+    """The carries of several runs, stacked: of runs that agree in everything but numbers."""
+    numbers, axes, static = _stacked(programs)
+    return _start_together(numbers, _stack(params), static, axes)
+
+
+def advance_together(programs: Sequence[Program], carry: Carry, begin: int, end: int) -> Carry:
+    """`advance` for the stacked carries of several runs, vectorized."""
+    numbers, axes, static = _stacked(programs)
+    bounds = jnp.asarray(begin, jnp.int32), jnp.asarray(end, jnp.int32)
+    return _advance_together(numbers, carry, bounds, static, axes)
+
+
 @functools.partial(jax.jit, static_argnames="static")
 def _start(numbers: tuple[Any, ...], params: PyTree, static: Static) -> Carry:
     # jit may hand an argument back as a result, and the carry is donated: the caller's weights must not go with it.
@@ -265,6 +280,34 @@ def _start(numbers: tuple[Any, ...], params: PyTree, static: Static) -> Carry:
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="carry")
 def _advance(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array, static: Static) -> Carry:
     return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
+
+
+@functools.partial(jax.jit, static_argnames=("static", "axes"))
+def _start_together(numbers: tuple[Any, ...], params: PyTree, static: Static, axes: tuple[int | None, ...]) -> Carry:
+    return jax.vmap(lambda numbers, params: join(numbers, static).start(params), (axes, 0))(numbers, params)
+
+
+@functools.partial(jax.jit, static_argnames=("static", "axes"), donate_argnames="carry")
+def _advance_together(
+    numbers: tuple[Any, ...], carry: Carry, bounds: tuple[Array, Array], static: Static, axes: tuple[int | None, ...]
+) -> Carry:
+    def advance_one(numbers: tuple[Any, ...], carry: Carry) -> Carry:
+        return lax.fori_loop(*bounds, _plain(join(numbers, static).turn), carry)
+
+    return jax.vmap(advance_one, (axes, 0))(numbers, carry)
+
+
+def _stacked(programs: Sequence[Program]) -> tuple[tuple[Any, ...], tuple[int | None, ...], Static]:
+    """The numbers of programs that agree in all else: shared where they are one object, else stacked."""
+    halves = [split(program) for program in programs]
+    columns = list(zip(*(numbers for numbers, _ in halves), strict=True))
+    axes = tuple(None if all(leaf is column[0] for leaf in column) else 0 for column in columns)
+    numbers = tuple(column[0] if axis is None else _stack(column) for column, axis in zip(columns, axes, strict=True))
+    return numbers, axes, halves[0][1]
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,138 @@
+"""What a run depends on, as short digests that two processes can compare."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ntk_robust._core import package_version
+
+
+def fingerprint(settings: Any) -> dict[str, str]:
+    """One digest per field of a record, and the versions and device that decide the bits of a run.
+
+    Arrays count by their bytes, functions by their compiled code, defaults and closures, strategy objects by their
+    class's methods and their fields. Global variables that a function reads are not seen.
+    """
+    fields = {field.name: _digest(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    device = jax.local_devices()[0]
+    return fields | {
+        "ntk_robust": _package_digest(),
+        "jax": str(package_version("jax")),
+        "jaxlib": str(package_version("jaxlib")),
+        "optax": str(package_version("optax")),
+        "device": f"{device.platform} {device.device_kind}",
+        "default_float": str(jax.numpy.zeros(()).dtype),
+    }
+
+
+@functools.cache
+def _package_digest() -> str:
+    """Digest of the package's sources: other code may round differently."""
+    root = Path(__file__).parents[1]
+    state = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in {"_core", "attacks", "losses", "models", "kernels", "training"}:
+            state.update(str(path.relative_to(root)).encode())
+            state.update(path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def _digest(value: Any) -> str:
+    return _Digester().digest(value).hex()[:16]
+
+
+class _Digester:
+    """Digests by content: what is shared in one process and copied in another comes out the same."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, tuple[Any, bytes]] = {}  # the objects too, so that no id is used twice
+        self.open: set[int] = set()
+
+    def digest(self, value: Any) -> bytes:
+        if id(value) in self.done:
+            return self.done[id(value)][1]
+        if id(value) in self.open:
+            return b"cycle"
+        self.open.add(id(value))
+        state = hashlib.sha256(f"{type(value).__module__}.{type(value).__qualname__}".encode())
+        for part in self.parts(value):
+            state.update(part if isinstance(part, bytes) else self.digest(part))
+        self.open.remove(id(value))
+        self.done[id(value)] = value, state.digest()
+        return state.digest()
+
+    def parts(self, value: Any) -> Iterable[Any]:
+        """What a value consists of: bytes, or further values."""
+        match value:
+            case None | bool() | int() | float() | complex() | str() | bytes():
+                return [repr(value).encode()]
+            case jax.Array() if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+                return [str(value.dtype).encode(), jax.random.key_data(value)]
+            case jax.Array() | np.ndarray() | np.generic():
+                array = np.ascontiguousarray(value)
+                return [f"{array.dtype}{np.shape(value)}".encode(), array.tobytes()]
+            case set() | frozenset():
+                return [" ".join(sorted(map(repr, value))).encode()]  # their order differs between processes
+            case dict():
+                return [item for name in sorted(value, key=repr) for item in (name, value[name])]
+            case list() | tuple():
+                return value
+            case type() | types.ModuleType() | types.BuiltinFunctionType() | np.dtype() | np.ufunc():
+                return _class_parts(value) if isinstance(value, type) else [repr(value).encode()]
+            case _:
+                return _object_parts(value)
+
+
+def _object_parts(value: Any) -> Iterable[Any]:
+    match value:
+        case types.CodeType():
+            return [value.co_code, value.co_names, value.co_varnames, value.co_consts]
+        case types.FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            return [
+                value.__module__,
+                value.__qualname__,
+                value.__code__,
+                value.__defaults__,
+                value.__kwdefaults__,
+                cells,
+            ]
+        case types.MethodType():
+            return [value.__func__, value.__self__]
+        case functools.partial():
+            return [value.func, value.args, value.keywords]
+        case _ if dataclasses.is_dataclass(value):
+            return [type(value), *(getattr(value, field.name) for field in dataclasses.fields(value))]
+        case _ if hasattr(value, "__wrapped__"):
+            return [value.__wrapped__]
+        case _:
+            return [type(value), getattr(value, "__dict__", None)]
+
+
+def _class_parts(cls: type) -> Iterable[Any]:
+    parts: list[Any] = []
+    for base in cls.__mro__:
+        parts.append(f"{base.__module__}.{base.__qualname__}")
+        if base.__module__.partition(".")[0] in {"builtins", "typing", "abc", "equinox"}:
+            continue
+        for name, member in sorted(vars(base).items()):
+            function = inspect.unwrap(getattr(member, "method", getattr(member, "fget", member)))
+            if isinstance(function, types.FunctionType):
+                parts += [name, function.__code__]
+    return parts
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

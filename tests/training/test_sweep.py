@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from ntk_robust.attacks import PGD, LinfBall
+from ntk_robust.losses import Squared
+from ntk_robust.training import DisplacementProbe, at_rate, fit, sweep
+
+XS = jr.normal(jr.key(0), (6, 4))
+YS = jnp.sign(jr.normal(jr.key(1), (6,)))
+MOMENTUM = optax.sgd(1.0, momentum=0.5)
+ATTACK = PGD(num_steps=2, relative_step=0.6)
+
+
+class Counted:
+    traces = 0
+
+    def __call__(self, params, x):
+        Counted.traces += 1
+        return params["readout"] @ jnp.tanh(params["hidden"] @ x)
+
+
+NETWORK = Counted()
+
+
+def weights(seed, width=5):
+    hidden, readout = jr.split(jr.key(seed))
+    return {"hidden": jr.normal(hidden, (width, 4)), "readout": jr.normal(readout, (width,))}
+
+
+def a_run(seed=2, epsilon=0.1, rate=0.05, width=5):
+    params = weights(seed, width)
+    return {
+        "apply_fn": NETWORK,
+        "params": params,
+        "xs": XS,
+        "ys": YS,
+        "loss": Squared(),
+        "attack": ATTACK,
+        "perturbations": LinfBall(epsilon),
+        "optimizer": at_rate(MOMENTUM, rate),
+        "num_steps": 5,
+        "batch_size": 3,
+        "probes": {"moved": DisplacementProbe(params)},
+        "probe_every": 2,
+        "key": jr.key(seed),
+    }
+
+
+def assert_close(a, b, rtol):
+    assert (a.num_steps, a.finite) == (b.num_steps, b.finite)
+    assert jax.tree.structure((a.history, a.probes)) == jax.tree.structure((b.history, b.probes))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
+
+
+RUNS = [a_run(), a_run(seed=3), a_run(width=7), a_run(epsilon=0.3), a_run(rate=0.2), a_run(rate=1e200)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return [fit(**run) for run in RUNS]
+
+
+def test_runs_in_turn_have_the_bits_of_fit_and_compile_once_per_shape(alone):
+    before = Counted.traces
+    for single, swept in zip(alone, sweep(RUNS, vectorize=False), strict=True):
+        assert_close(swept, single, rtol=0)
+    # The programs are those that fit compiled; the checks of the arguments look at each network once.
+    assert Counted.traces - before <= len(RUNS)
+
+
+def test_runs_vectorized_agree_with_runs_alone_and_one_that_diverges_stops_alone(alone):
+    swept = sweep(RUNS, vectorize=True)
+    assert [result.finite for result in swept] == [True] * 5 + [False]
+    for single, together in zip(alone[:5], swept[:5], strict=True):
+        assert_close(together, single, rtol=1e-12)
+    assert swept[5].num_steps == alone[5].num_steps
+    assert "training stopped in step" in swept[5].message
+
+
+def test_a_rate_as_a_number_equals_the_rate_inside_the_transformation(alone):
+    inside = fit(**(RUNS[0] | {"optimizer": optax.sgd(0.05, momentum=0.5)}))
+    assert_close(inside, alone[0], rtol=1e-12)
+
+
+def test_names_that_fit_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="learning_rate"):
+        sweep([a_run() | {"learning_rate": 0.1}])
