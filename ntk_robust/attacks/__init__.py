@@ -15,6 +15,7 @@ from ntk_robust.attacks._pgd import PGD
 from ntk_robust.attacks._restarts import Restarts
 from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
+from ntk_robust.attacks._square import Square
 
 __all__ = [
     "APGD",
@@ -33,6 +34,7 @@ __all__ = [
     "LinfBall",
     "Restarts",
     "SphereSlice",
+    "Square",
     "attack_batch",
     "evaluate",
 ]

@@ -18,6 +18,7 @@ from ntk_robust.attacks import (
     LinfBall,
     Restarts,
     SphereSlice,
+    Square,
     attack_batch,
 )
 
@@ -35,6 +36,7 @@ ATTACKS = {
     "pgd": PGD(5, 0.3, random_start=False),
     "restarts": Restarts(PGD(3, 0.5), 2),
     "apgd": APGD(6),
+    "square": Square(10),
 }
 NUM = 6
 DIM = 5
@@ -60,7 +62,7 @@ def batch(dtype=jnp.float64):
 def pairs():
     """All attacks on all sets; what other pairs cover is marked slow, since each pair compiles its own program."""
     for attack_name in ATTACKS:
-        for set_name in SETS:
+        for set_name in SETS if attack_name != "square" else ["linf-box"]:
             is_quick = (set_name == "linf-box" and attack_name != "fgsm-random") or attack_name == "restarts"
             yield pytest.param(attack_name, set_name, marks=() if is_quick else pytest.mark.slow)
 
