@@ -6,8 +6,10 @@ An attack maximizes any function of one input; `attack_batch` runs it on many, `
 from ntk_robust.attacks._apgd import APGD
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Identity
 from ntk_robust.attacks._audit import Audit, Finding
+from ntk_robust.attacks._auto_attack import AutoAttackResult, auto_attack
 from ntk_robust.attacks._batch import attack_batch
 from ntk_robust.attacks._evaluate import Evaluation, evaluate
+from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._fgsm import FGSM
 from ntk_robust.attacks._l1 import L1Ball
 from ntk_robust.attacks._l2 import L2Ball
@@ -19,12 +21,14 @@ from ntk_robust.attacks._square import Square
 
 __all__ = [
     "APGD",
+    "FAB",
     "FGSM",
     "PGD",
     "AbstractAttack",
     "AbstractPerturbationSet",
     "AttackResult",
     "Audit",
+    "AutoAttackResult",
     "Box",
     "Evaluation",
     "Finding",
@@ -36,5 +40,6 @@ __all__ = [
     "SphereSlice",
     "Square",
     "attack_batch",
+    "auto_attack",
     "evaluate",
 ]

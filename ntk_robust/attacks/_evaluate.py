@@ -1,7 +1,6 @@
 """Evaluation of a network under an attack, with an audit of the attack."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,13 +12,12 @@ from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
 from ntk_robust.attacks._audit import Audit, draw_findings
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._grading import Grades, Numbers, grade, grade_one, in_batches
 from ntk_robust.attacks._replay import replay
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss, Margin
 
 _NUM_REPLAYED = 4
-
-_Numbers = Array | np.ndarray  # results are moved to the host
 
 
 class Evaluation(eqx.Module):
@@ -104,14 +102,14 @@ def evaluate(
     def run_steps(xs: Array, ys: Array, epsilons: Array) -> _SingleSteps:
         return _take_single_steps(objective, xs, ys, perturbations.with_epsilon(epsilons))
 
-    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> _Grades:
-        return _grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
+    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
+        return grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
 
-    steps: _SingleSteps = _in_batches(run_steps, batch_size, inputs, targets, epsilons)
-    found: AttackResult = _in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
-    graded: _Grades = _in_batches(run_grading, batch_size, found.x_adv, inputs, targets, epsilons)
+    steps: _SingleSteps = in_batches(run_steps, batch_size, inputs, targets, epsilons)
+    found: AttackResult = in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
+    graded: Grades = in_batches(run_grading, batch_size, found.x_adv, inputs, targets, epsilons)
 
-    def accuracy(margins: _Numbers) -> float:
+    def accuracy(margins: Numbers) -> float:
         return float(np.mean(margins < 0))
 
     natural_margins = steps.natural.margins
@@ -167,48 +165,13 @@ def evaluate(
     )
 
 
-class _Grades(NamedTuple):
-    """A fresh forward pass at given points, and whether they are where they should be; one entry per example."""
-
-    losses: _Numbers
-    margins: _Numbers
-    inside: _Numbers
-    excess: _Numbers
-
-
 class _SingleSteps(NamedTuple):
     """The network at the inputs, and after one FGSM step on the loss and on the margin."""
 
-    natural: _Grades
-    on_loss: _Grades
-    on_margin: _Grades
-    zero_gradient: _Numbers
-
-
-def _grade_one(
-    objective: LossObjective, point: Array, x: Array, y: Array, perturbations: AbstractPerturbationSet
-) -> _Grades:
-    output = objective.apply_fn(objective.params, point)
-    return _Grades(
-        losses=objective.loss(output, y),
-        margins=Margin()(output, y),
-        inside=perturbations.contains(x, point),
-        excess=perturbations.excess(x, point),
-    )
-
-
-@eqx.filter_jit
-def _grade(
-    objective: LossObjective,
-    points: Float[Array, "n *dims"],
-    xs: Float[Array, "n *dims"],
-    ys: Num[Array, "..."],
-    perturbations: AbstractPerturbationSet,
-) -> _Grades:
-    def grade(point: Array, x: Array, y: Array, epsilon: Array) -> _Grades:
-        return _grade_one(objective, point, x, y, perturbations.with_epsilon(epsilon))
-
-    return jax.vmap(grade)(points, xs, ys, perturbations.epsilon)
+    natural: Grades
+    on_loss: Grades
+    on_margin: Grades
+    zero_gradient: Numbers
 
 
 @eqx.filter_jit
@@ -224,19 +187,8 @@ def _take_single_steps(
         around = perturbations.with_epsilon(epsilon)
         slope = jax.grad(objective)(x, y)
         points = jnp.stack([x, around.argmax_linear(x, slope), around.argmax_linear(x, jax.grad(margin)(x, y))])
-        graded = jax.vmap(_grade_one, (None, 0, None, None, None))(objective, points, x, y, around)
-        natural, on_loss, on_margin = (_Grades(*fields) for fields in zip(*graded, strict=True))
+        graded = jax.vmap(grade_one, (None, 0, None, None, None))(objective, points, x, y, around)
+        natural, on_loss, on_margin = (Grades(*fields) for fields in zip(*graded, strict=True))
         return _SingleSteps(natural, on_loss, on_margin, count_zero(slope))
 
     return jax.vmap(take)(xs, ys, perturbations.epsilon)
-
-
-def _in_batches(run: Callable[..., Any], batch_size: int, *arrays: _Numbers) -> Any:
-    """`run` on consecutive batches, joined on the host; the last is filled up with copies, so one shape is compiled."""
-    num_examples = len(arrays[0])
-    batch_size = min(batch_size, num_examples)
-    parts = []
-    for start in range(0, num_examples, batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), num_examples - 1)
-        parts.append(jax.device_get(run(*(jnp.asarray(array[index]) for array in arrays))))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_examples], *parts)

@@ -1,0 +1,208 @@
+"""AutoAttack: an ensemble of parameter-free attacks, each on the examples that the ones before have left."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from ntk_robust.attacks._apgd import APGD
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
+from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._fab import FAB
+from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
+from ntk_robust.attacks._sphere import SphereSlice
+from ntk_robust.attacks._square import Square
+from ntk_robust.losses import AbstractLoss, CrossEntropy, Logistic, Margin, TargetedDLR
+
+
+class AutoAttackResult(eqx.Module):
+    """What is left of n examples after AutoAttack.
+
+    Attributes:
+        natural_accuracy: Fraction of the inputs that are classified right.
+        adversarial_accuracy: Fraction that is still right: an upper bound of the robust accuracy.
+        accuracy_after: The attacks in the order in which they ran, each with the fraction right after it.
+        is_right: Which examples are still right.
+        x_adv: A point of B(x) that is classified wrongly where there is one, else x.
+    """
+
+    natural_accuracy: float
+    adversarial_accuracy: float
+    accuracy_after: dict[str, float]
+    is_right: np.ndarray
+    x_adv: Float[Array, "n *dims"]
+
+
+class _Lead(AbstractLoss):
+    """z_t - z_y for a target (y, t): the margin towards one class."""
+
+    @property
+    def lipschitz(self) -> float:
+        """√2."""
+        return 2.0**0.5
+
+    def __call__(self, output: Float[Array, "..."], target: Num[Array, "..."]) -> Float[Array, ""]:
+        """Lead of the class aimed at."""
+        return output[target[1]] - output[target[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """One attack on one objective; `rank` r aims at the wrong class with the r-th largest logit at x."""
+
+    name: str
+    attack: AbstractAttack
+    loss: AbstractLoss
+    rank: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    num_steps: int
+    num_queries: int
+    num_targets: int
+    image_shape: tuple[int, int, int] | None
+
+
+def _stages(num_outputs: int | None, perturbations: AbstractPerturbationSet, budget: _Budget) -> Iterator[_Stage]:
+    """The standard ensemble for four or more logits, and what corresponds to it for fewer and for a scalar output."""
+    apgd, fab = APGD(budget.num_steps), FAB(budget.num_steps)
+    has_hyperplanes = not isinstance(perturbations, SphereSlice)
+    yield _Stage("apgd-ce", apgd, Logistic() if num_outputs is None else CrossEntropy())
+    if num_outputs is None or num_outputs == 2:
+        # One other class: every targeted attack is the untargeted one.
+        yield _Stage("apgd-margin", apgd, Margin())
+        if has_hyperplanes:
+            yield _Stage("fab", fab, Margin())
+    else:
+        targeted = TargetedDLR() if num_outputs >= 4 else _Lead()
+        ranks = range(1, min(budget.num_targets, num_outputs - 1) + 1)
+        yield from (_Stage("apgd-t", apgd, targeted, rank) for rank in ranks)
+        if has_hyperplanes:
+            yield from (_Stage("fab-t", fab, _Lead(), rank) for rank in ranks)
+    if isinstance(perturbations, LinfBall):
+        yield _Stage("square", Square(budget.num_queries, budget.image_shape), Margin())
+
+
+def auto_attack(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "..."],
+    *,
+    perturbations: AbstractPerturbationSet,
+    key: PRNGKeyArray,
+    num_steps: int = 100,
+    num_queries: int = 5000,
+    num_targets: int = 9,
+    image_shape: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+) -> AutoAttackResult:
+    """Robustness of a network under the AutoAttack ensemble; examples are dropped as they fall.
+
+    Four or more logits: APGD on the cross-entropy, APGD on the targeted DLR loss and FAB towards the `num_targets`
+    likeliest wrong classes, Square. With three logits the targeted loss is the lead z_t - z_y. With two logits or a
+    scalar output, where the published ensemble is not defined: APGD on the cross-entropy (logistic loss), APGD and FAB
+    on the margin, Square. Square runs for `LinfBall` only, FAB not on the sphere slice: `accuracy_after` names what ran.
+
+    An example falls when a fresh forward pass outside the attack finds its point inside the set and classified wrongly.
+
+    Args:
+        apply_fn: (params, x) -> a scalar output or at least two logits, for one example.
+        params: The network's parameters.
+        xs: Inputs, inside the box.
+        ys: Integer labels for logits; floats for a scalar output, of which the sign is the class.
+        perturbations: The set; its `epsilon` may hold one radius for each example.
+        key: Folded with the stage and the number of the example.
+        num_steps: Steps of APGD and FAB.
+        num_queries: Queries of Square.
+        num_targets: Classes aimed at.
+        image_shape: (height, width, channels) for Square; None for vectors.
+        batch_size: Examples attacked at a time, always filled up to this size; None means all. With a smaller batch
+            the examples that have fallen cost nothing.
+
+    Returns:
+        Accuracies after each attack and the points found.
+
+    Raises:
+        ValueError: As `evaluate`, and for budgets that are not whole numbers ≥ 1.
+
+    References:
+        Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+        attacks, 2020.
+    """
+    check_batch(xs, ys, perturbations)
+    output = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    check_targets(ys, output.shape)
+    num_examples = xs.shape[0]
+    batch_size = num_examples if batch_size is None else batch_size
+    check_count("batch_size", batch_size)
+    check_count("num_targets", num_targets)
+    num_outputs = output.shape[0] if output.shape else None
+    budget = _Budget(num_steps, num_queries, num_targets, image_shape)
+    stages = list(_stages(num_outputs, perturbations, budget))
+
+    inputs = np.asarray(xs)
+    targets = np.asarray(ys, None if output.shape else output.dtype)
+    epsilons = np.asarray(radii(perturbations, num_examples))
+    margin = LossObjective(apply_fn, params, Margin())
+
+    def graded_at(points: np.ndarray, chosen: np.ndarray) -> Grades:
+        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
+            return grade(margin, points, xs, ys, perturbations.with_epsilon(epsilons))
+
+        return in_batches(run, batch_size, points, inputs[chosen], targets[chosen], epsilons[chosen])
+
+    def attacked_by(stage: _Stage, aims: np.ndarray, chosen: np.ndarray, stage_key: PRNGKeyArray) -> AttackResult:
+        objective = LossObjective(apply_fn, params, stage.loss)
+
+        def run(xs: Array, aims: Array, epsilons: Array, examples: Array) -> AttackResult:
+            around = perturbations.with_epsilon(epsilons)
+            return run_batch(stage.attack, objective, xs, aims, around, examples=examples, key=stage_key)
+
+        return in_batches(run, batch_size, inputs[chosen], aims, epsilons[chosen], chosen)
+
+    everyone = np.arange(num_examples)
+    is_right = np.asarray(graded_at(inputs, everyone).margins) < 0
+    natural_accuracy = float(is_right.mean())
+    order = _classes_by_logit(margin, inputs, targets, batch_size) if any(stage.rank for stage in stages) else None
+    x_adv = inputs.copy()
+    accuracy_after: dict[str, float] = {}
+    for number, stage in enumerate(stages):
+        chosen = np.flatnonzero(is_right)
+        if len(chosen) > 0:
+            aims = targets[chosen]
+            if stage.rank is not None and order is not None:
+                aims = np.stack([aims, order[chosen, stage.rank - 1].astype(aims.dtype)], axis=1)
+            points = np.asarray(attacked_by(stage, aims, chosen, jr.fold_in(key, number)).x_adv)
+            graded = graded_at(points, chosen)
+            fell = np.asarray(graded.inside) & (np.asarray(graded.margins) >= 0)
+            x_adv[chosen[fell]] = points[fell]
+            is_right[chosen[fell]] = False
+        accuracy_after[stage.name] = float(is_right.mean())
+    return AutoAttackResult(
+        natural_accuracy=natural_accuracy,
+        adversarial_accuracy=float(is_right.mean()),
+        accuracy_after=accuracy_after,
+        is_right=is_right,
+        x_adv=jnp.asarray(x_adv),
+    )
+
+
+def _classes_by_logit(objective: LossObjective, xs: np.ndarray, labels: np.ndarray, batch_size: int) -> np.ndarray:
+    """For each example the wrong classes, the likeliest first."""
+    logits = np.array(in_batches(lambda batch: _outputs(objective, batch), batch_size, xs))
+    np.put_along_axis(logits, labels[:, None], -np.inf, axis=1)
+    return np.argsort(-logits, axis=1, kind="stable")[:, :-1]
+
+
+@eqx.filter_jit
+def _outputs(objective: LossObjective, xs: Float[Array, "n *dims"]) -> Float[Array, "n k"]:
+    return jax.vmap(objective.apply_fn, (None, 0))(objective.params, xs)

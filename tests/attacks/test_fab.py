@@ -1,0 +1,78 @@
+"""FAB: distances to known boundaries, in every norm, with and without a box."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+import scipy.optimize
+
+from ntk_robust.attacks import FAB, Box, L1Ball, L2Ball, LinfBall, SphereSlice, attack_batch
+from ntk_robust.attacks._fab import nearest_on_hyperplane
+
+BOX = Box(0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["linf", "l1"])
+def test_the_nearest_point_of_a_hyperplane_in_the_box_is_the_linear_programs(name, key):
+    perturbations = {"linf": LinfBall(1.0, BOX), "l1": L1Ball(1.0, BOX)}[name]
+    bases = jr.uniform(key, (12, 4)).at[::3, 0].set(0.0)
+    normals = jr.normal(jr.fold_in(key, 1), (12, 4))
+    gaps = 0.4 * jr.normal(jr.fold_in(key, 2), (12,))
+    found = jax.jit(jax.vmap(lambda b, n, g: nearest_on_hyperplane(perturbations, b, n, g)))(bases, normals, gaps)
+    for base, normal, gap, point in zip(*map(np.asarray, (bases, normals, gaps, found)), strict=True):
+        if name == "linf":  # minimize r with |δ_i| ≤ r
+            ones = np.ones((4, 1))
+            program = scipy.optimize.linprog(
+                [0, 0, 0, 0, 1], A_ub=np.block([[np.eye(4), -ones], [-np.eye(4), -ones]]), b_ub=np.zeros(8),
+                A_eq=np.append(normal, 0)[None], b_eq=[gap], bounds=[*zip(-base, 1 - base, strict=True), (0, None)],
+            )  # fmt: skip
+        else:  # minimize Σ(p + q) with δ = p - q
+            program = scipy.optimize.linprog(
+                np.ones(8), A_eq=np.append(normal, -normal)[None], b_eq=[gap],
+                bounds=[(0, limit) for limit in np.append(1 - base, base)],
+            )  # fmt: skip
+        if program.status == 2:  # the box ends before the hyperplane
+            continue
+        assert normal @ (point - base) == pytest.approx(gap, abs=1e-9)
+        assert float(perturbations.norm(jnp.asarray(point - base))) == pytest.approx(program.fun, abs=1e-8)
+        assert (point >= 0).all() and (point <= 1).all()  # noqa: PT018
+
+
+def plane(x, y):
+    return jnp.vdot(y[:-1], x) - y[-1]
+
+
+@pytest.mark.parametrize(("make", "dual"), [(LinfBall, 1), (L2Ball, 2), (L1Ball, np.inf)])
+def test_the_distance_to_a_plane_is_the_dual_norms_distance(make, dual, key):
+    xs, normals = jr.normal(key, (6, 5)), jr.normal(jr.fold_in(key, 1), (6, 5))
+    offsets = jnp.sum(xs * normals, axis=1) + jnp.linspace(0.1, 2.0, 6)
+    sets = make(100.0)
+    found = attack_batch(FAB(20), plane, xs, jnp.append(normals, offsets[:, None], axis=1), sets, key=key)
+    expected = np.linspace(0.1, 2.0, 6) / np.linalg.norm(normals, ord=dual, axis=1)
+    distances = np.asarray(jax.vmap(sets.norm)(found.x_adv - xs))
+    assert (np.asarray(found.value) > 0).all()
+    assert (distances >= expected - 1e-12).all()
+    np.testing.assert_allclose(distances, expected, rtol=5e-3)
+
+
+def test_the_distance_to_a_sphere_is_found_although_it_is_curved(key):
+    # Adversarial outside the unit sphere; from x the nearest point lies straight outwards.
+    xs = 0.5 * jr.normal(key, (6, 3)) / 2
+    found = attack_batch(FAB(60), lambda x, y: jnp.vdot(x, x) - y, xs, jnp.ones(6), L2Ball(100.0), key=key)
+    np.testing.assert_allclose(np.linalg.norm(found.x_adv - xs, axis=1), 1 - np.linalg.norm(xs, axis=1), rtol=1e-2)
+
+
+def test_success_in_the_set_is_exactly_whether_the_distance_is_below_the_radius(key):
+    xs = jnp.full((8, 4), 0.5)
+    distances = jnp.linspace(0.05, 0.4, 8)
+    ys = jnp.concatenate([jnp.ones((8, 4)), (2.0 + 4 * distances)[:, None]], axis=1)
+    sets = LinfBall(0.22, BOX)
+    found = attack_batch(FAB(10), plane, xs, ys, sets, key=key)
+    np.testing.assert_array_equal(np.asarray(found.value) > 0, np.asarray(distances) < 0.22)
+    assert bool(jax.vmap(sets.contains)(xs, found.x_adv).all())
+
+
+def test_the_sphere_slice_is_refused(key):
+    with pytest.raises(ValueError, match="FAB projects on hyperplanes"):
+        attack_batch(FAB(3), plane, jnp.ones((2, 3)), jnp.ones((2, 4)), SphereSlice(0.1), key=key)
