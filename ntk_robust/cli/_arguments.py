@@ -126,7 +126,7 @@ class Kernel:
 
     Attributes:
         out: Folder of the results: k_train_train.npy, k_test_train.npy, summary.json, and a report with the spectrum.
-        kernel: Which kernel; the empirical ones are of one random network.
+        kernel: Which kernel; the empirical ones are of one random network, nngp as the mean over `width` outputs.
         data: Data set. All but digits are read from the data directory.
         data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
         train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.

@@ -15,7 +15,15 @@ from ntk_robust.cli._files import save_array
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say
 from ntk_robust.data import Dataset
-from ntk_robust.kernels import analytic_nngp, analytic_ntk, effective_rank, empirical_nngp, empirical_ntk
+from ntk_robust.kernels import (
+    AbstractKernel,
+    analytic_nngp,
+    analytic_ntk,
+    effective_rank,
+    empirical_nngp,
+    empirical_ntk,
+    gram,
+)
 from ntk_robust.models import FullyConnected
 from ntk_robust.report import prepare_report_folder, write_report
 from ntk_robust.studies import Study
@@ -32,10 +40,10 @@ def kernel(command: Kernel) -> int:
     write_report(folder, run=run, pending=[command.kernel], title="Kernel matrices")
     with display() as progress:
         with progress.task(f"{command.kernel} of {dataset.name}, training part"):
-            k_train_train = np.asarray(compute(dataset.x_train, None))
+            k_train_train = gram(compute, dataset.x_train, progress=progress)
             save_array(folder / "k_train_train.npy", k_train_train)
         with progress.task("test part"):
-            k_test_train = np.asarray(compute(dataset.x_test, dataset.x_train))
+            k_test_train = gram(compute, dataset.x_test, dataset.x_train, progress=progress)
             save_array(folder / "k_test_train.npy", k_test_train)
         with progress.task("spectrum and regression"):
             eigenvalues = np.linalg.eigvalsh(k_train_train)[::-1]
@@ -54,12 +62,13 @@ def kernel(command: Kernel) -> int:
     return 0
 
 
-def _kernel_fn(command: Kernel, dataset: Dataset) -> Callable[[Array, Array | None], Array]:
+def _kernel_fn(command: Kernel, dataset: Dataset) -> AbstractKernel | Callable[[Array, Array | None], Array]:
     model = FullyConnected(
         dataset.input_dim,
         command.width,
         command.num_hidden_layers,
-        "scalar",
+        # The empirical NNGP kernel is an average over independent outputs, and one output makes a poor average.
+        command.width if command.kernel == "empirical_nngp" else "scalar",
         activation(command.activation),
         w_std=command.w_std,
         b_std=command.b_std,
@@ -67,14 +76,12 @@ def _kernel_fn(command: Kernel, dataset: Dataset) -> Callable[[Array, Array | No
     )
     match command.kernel:
         case "analytic_ntk":
-            return analytic_ntk(model).gram
+            return analytic_ntk(model)
         case "analytic_nngp":
-            return analytic_nngp(model).gram
+            return analytic_nngp(model)
     params = model.init(key=named_key(command.seed, "network"), dtype=np.dtype(command.dtype))
-    if command.kernel == "empirical_nngp":
-        return lambda x1, x2: empirical_nngp(model.apply, params, x1, x2)
-    mask = model.trainable_mask(params)
-    return lambda x1, x2: empirical_ntk(model.apply, params, x1, x2, trainable=mask)
+    empirical = empirical_ntk if command.kernel == "empirical_ntk" else empirical_nngp
+    return lambda x1, x2: empirical(model.apply, params, x1, x2)
 
 
 def _summary(

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except KeyboardInterrupt as interrupt:
-        warn(f"interrupted; {interrupt or 'nothing was finished'}")
+        warn(f"interrupted; {str(interrupt) or 'nothing was finished'}")
         return INTERRUPTED
     except (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError) as error:
         if os.environ.get("NTK_ROBUST_TRACEBACK") == "1" or not _is_for_users(error):

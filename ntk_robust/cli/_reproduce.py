@@ -24,7 +24,7 @@ class _Part(NamedTuple):
 
     Attributes:
         name: What it is called there.
-        run: What makes it.
+        run: What makes it, and reports how far it is.
         finished: Where it goes.
     """
 
@@ -53,8 +53,7 @@ def reproduce(command: Reproduce) -> int:
         with display() as progress, progress.task("reproduce", len(parts)) as task:
             for part in parts:
                 began = time.monotonic()
-                with progress.task(part.name):
-                    result = part.run(progress)
+                result = part.run(progress)
                 part.finished.append(result)
                 done += 1
                 write(names[done:])
@@ -88,8 +87,8 @@ def _check_parts(command: Reproduce, finished: list[CheckResult]) -> list[_Part]
         key = named_key(command.seed, check.name)
 
         def run(progress: Display) -> CheckResult:
-            del progress
-            return run_check(check, command.profile, key)
+            with progress.task(check.name):
+                return run_check(check, command.profile, key)
 
         return _Part(check.name, run, finished)
 

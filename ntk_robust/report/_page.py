@@ -34,7 +34,7 @@ def render_page(results: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     studies, checks, pending = results["studies"], results["checks"], results["pending"]
     sections = [
         _header(results, run),
-        f'<section id="reading"><h2>How to read this</h2>{_READING}</section>',
+        _section("reading", "How to read this", [_READING] if checks else []),
         _section("verdicts", "Verdicts", [_verdicts(checks, pending)] if checks or pending else []),
         _section("studies", "Studies", [_study(study) for study in studies]),
         _section("checks", "Checks", [_check(check) for check in checks]),
@@ -64,7 +64,7 @@ def _header(results: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         "Time": _text(run.get("time_utc")),
     }
     items = "".join(f"<li><b>{name}</b>{value}</li>" for name, value in facts.items() if value != "–")
-    links = {"reading": "How to read this"}
+    links = {"reading": "How to read this"} if results["checks"] else {}
     links |= {"verdicts": "Verdicts"} if results["checks"] or results["pending"] else {}
     links |= {name: name.capitalize() for name in ("studies", "checks") if results[name]}
     links |= {"provenance": "Provenance"}

@@ -1,0 +1,148 @@
+"""The commands that compute, from arguments to files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ntk_robust.cli import _train, main
+from ntk_robust.cli._arguments import Train
+from ntk_robust.cli._common import examples
+from ntk_robust.data import load_dataset
+
+SMALL_RUN = ["--num-train", "30", "--num-test", "20", "--width", "16", "--num-hidden-layers", "1", "--attack", "fgsm"]
+SMALL_RUN += ["--num-steps", "25", "--probe-every", "10", "--kernel-points", "8"]
+
+
+def load_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_kernel_writes_the_matrices_that_numpy_reads_and_a_summary_that_agrees(capsys, tmp_path: Path) -> None:
+    out = tmp_path / "kernel"
+    arguments = ["--num-train", "40", "--num-test", "20", "--num-hidden-layers", "1", "--kernel", "analytic_nngp"]
+    assert main(["kernel", "--out", str(out), "--seed", "5", *arguments]) == 0
+    square, rectangle = np.load(out / "k_train_train.npy"), np.load(out / "k_test_train.npy")
+    assert square.shape == (40, 40)
+    assert rectangle.shape == (20, 40)
+    assert square.dtype == np.float64
+    np.testing.assert_array_equal(square, square.T)
+    summary = load_json(out / "summary.json")
+    # One hidden ReLU layer with w_std = sqrt(2): the diagonal is 2 |x|² / d.
+    digits = load_dataset("digits")
+    rows = np.asarray(digits.x_train)
+    diagonals = 2 * (rows**2).sum(axis=1) / 64
+    assert np.abs(np.diag(square)[:, None] - diagonals).min(axis=1).max() < 1e-14
+    eigenvalues = np.linalg.eigvalsh(square)
+    assert summary["largest_eigenvalue"] == pytest.approx(eigenvalues[-1], rel=1e-12)
+    assert summary["smallest_eigenvalue"] == pytest.approx(eigenvalues[0], rel=1e-6)
+    assert 0.5 < summary["regression_test_accuracy"] <= 1.0
+    assert load_json(out / "run.json")["arguments"]["kernel"] == "analytic_nngp"
+    assert "regression test accuracy" in capsys.readouterr().out
+    assert main(["kernel", "--out", str(out), *arguments]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["empirical_ntk", "empirical_nngp"])
+def test_empirical_kernels_are_near_the_analytic_ones(name: str, tmp_path: Path) -> None:
+    matrices = []
+    for kernel in (name, name.replace("empirical", "analytic")):
+        out = tmp_path / kernel
+        arguments = ["--num-train", "20", "--num-test", "10", "--kernel", kernel, "--width", "2048"]
+        assert main(["kernel", "--out", str(out), *arguments]) == 0
+        matrices.append(np.load(out / "k_train_train.npy"))
+    empirical, analytic = matrices
+    # The scale of the whole matrix is a product of averages over m = 2048: of two layers of squared ReLUs (relative
+    # variance 5/m each) and of the outputs (2/m), 7.7 % in all; five times that still tells a factor of 2.
+    assert np.linalg.norm(empirical - analytic) < 0.39 * np.linalg.norm(analytic)
+
+
+@pytest.mark.slow
+def test_train_writes_weights_history_and_report_that_agree(capsys, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--out", str(out), "--seed", "2", *SMALL_RUN]) == 0
+    history = load_json(out / "history.json")
+    assert history["probe_steps"] == [0, 10, 20, 25]
+    assert (history["num_steps"], history["finite"]) == (25, True)
+    losses = history["history"]["surrogate_loss"]
+    assert len(losses) == 25
+    assert losses[-1] < losses[0]
+    displacement = history["probes"]["displacement"]
+    assert displacement["total"][0] == 0.0
+    np.testing.assert_allclose(np.linalg.norm(displacement["frobenius"], axis=1), displacement["total"], rtol=1e-12)
+    assert all(later > 0 for later in history["probes"]["kernel"]["kernel_drift"][1:])
+
+    # The weights on disk, as a network written in numpy, have the accuracy that the history and the report say.
+    part = examples(Train(seed=2, num_train=30, num_test=20))
+    with np.load(out / "params.npz") as weights:
+        assert sorted(array.shape for array in weights.values()) == [(10, 16), (16, 64)]
+        features = np.maximum(np.asarray(part.x_train) @ weights["[0].weight"].T, 0.0)
+        outputs = features @ weights["[1].weight"].T
+    accuracy = np.mean(outputs.argmax(axis=1) == np.asarray(part.y_train))
+    assert history["probes"]["train"]["natural_accuracy"][-1] == pytest.approx(accuracy)
+    results = load_json(out / "results.json")
+    figures = [figure["name"] for figure in results["studies"][0]["figures"]]
+    assert figures == ["loss", "accuracy", "displacement", "drift"]
+    evaluation = {row[0]: row[1:] for row in results["studies"][0]["tables"][0]["rows"]}
+    assert evaluation["train"][0] == pytest.approx(accuracy)
+    assert evaluation["test"][1] <= evaluation["test"][0]
+    assert "adversarial accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_overflows_is_reported_and_ends_with_code_1(capsys, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--out", str(out), "--learning-rate", "1e300", *SMALL_RUN]) == 1
+    assert "training stopped in step" in capsys.readouterr().err
+    assert load_json(out / "history.json")["finite"] is False
+    assert "training stopped in step" in (out / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_keeps_its_pieces_and_says_where(
+    capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = _train._pieces
+
+    def interrupted(*arguments):
+        for number, piece in enumerate(pieces(*arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(_train, "_pieces", interrupted)
+    out = tmp_path / "out"
+    assert main(["train", "--out", str(out), *SMALL_RUN]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"ntk-robust: interrupted; 20 of 25 steps are in {out}"
+    assert load_json(out / "history.json")["num_steps"] == 20
+    assert load_json(out / "results.json")["complete"] is False
+    assert sorted(path.name for path in out.iterdir()) == [
+        "history.json",
+        "index.html",
+        "params.npz",
+        "results.json",
+        "run.json",
+    ]
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c_ends_reproduce_in_one_line_and_leaves_a_valid_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ntk_robust.cli", "reproduce", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert first == "reproduce ...\n"
+    # A shell shows 130 for both: the interpreter may choose to die of the signal itself.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert printed == ""
+    assert errors.splitlines()[-1].endswith(f"parts are in {out / 'index.html'}")
+    assert "Traceback" not in errors
+    assert load_json(out / "results.json")["pending"]
