@@ -56,7 +56,9 @@ def load_neural_tangents() -> types.ModuleType:
 
     The whole public API works, `NtkImplementation.STRUCTURED_DERIVATIVES` and `AUTO` included (the costs that AUTO
     measures go to the logger "neural_tangents" at level DEBUG), `nt.batch` on several devices, and `nt.predict` inside
-    `jax.jit`, `jax.grad` and `jax.vmap`.
+    `jax.jit`, `jax.grad` and `jax.vmap`. Pooling and others rely on implicit promotion: where strict dtype promotion or
+    rank promotion "raise" is on, call them inside `jax.numpy_dtype_promotion("standard")` and
+    `jax.numpy_rank_promotion("allow")`.
 
     Returns:
         The module. Warns once if neural-tangents is newer than 0.6.5 or JAX is outside of the tested range.
