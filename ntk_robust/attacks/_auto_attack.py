@@ -110,7 +110,8 @@ def auto_attack(
     Four or more logits: APGD on the cross-entropy, APGD on the targeted DLR loss and FAB towards the `num_targets`
     likeliest wrong classes, Square. With three logits the targeted loss is the lead z_t - z_y. With two logits or a
     scalar output, where the published ensemble is not defined: APGD on the cross-entropy (logistic loss), APGD and FAB
-    on the margin, Square. Square runs for `LinfBall` only, FAB not on the sphere slice: `accuracy_after` names what ran.
+    on the margin, Square. Square runs for `LinfBall` only, FAB not on the sphere slice.
+    `accuracy_after` names what ran.
 
     An example falls when a fresh forward pass outside the attack finds its point inside the set and classified wrongly.
 

@@ -26,7 +26,7 @@ def exact_is_right(weights, xs, ys, epsilon, dual_order):
     return right
 
 
-@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("num_classes", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_on_a_linear_classifier_exactly_the_breakable_examples_fall(num_classes, key):
     weights = jr.normal(key, (num_classes, 6))
     xs = jr.normal(jr.fold_in(key, 1), (40, 6))
@@ -57,6 +57,7 @@ def test_a_scalar_network_is_attacked_although_it_has_no_second_class(key):
     assert list(found.accuracy_after) == ["apgd-ce", "apgd-margin", "fab"]  # Square is for l∞
 
 
+@pytest.mark.slow
 def test_square_breaks_what_the_gradient_attacks_leave(key):
     def stepped(params, x):
         return params @ (jnp.round(4 * x) / 4)
