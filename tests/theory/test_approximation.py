@@ -1,0 +1,96 @@
+"""The remainder's extremal points and the random-feature network, against the library's own network and searches."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from ntk_robust.models import PairedTwoLayerNet, Softplus, Tanh
+from ntk_robust.theory.checks import gao2019_random_features as features
+from ntk_robust.theory.checks.gao2019_linearization_remainder import Bending, largest_found
+
+
+def test_no_search_beats_the_bound_and_the_construction_comes_closer_than_a_search():
+    rng, width, radius = np.random.default_rng(0), 64, 1.5
+    z, signs = rng.normal(size=width), rng.choice(np.array([-1.0, 1.0]), width)
+    found, error = largest_found(Bending(Softplus(), 0.25, 0.0, math.inf), z, signs, radius)
+    bound = 0.25 * radius**2 / (2 * math.sqrt(width))
+
+    def softplus(values: np.ndarray) -> np.ndarray:
+        return np.logaddexp(0, values)
+
+    shifts = rng.normal(size=(2000, width))
+    for _ in range(30):
+        shifts *= radius / np.linalg.norm(shifts, axis=1, keepdims=True)
+        slopes = 1 / (1 + np.exp(-z - shifts)) - 1 / (1 + np.exp(-z))
+        shifts = shifts + 20 * radius * signs * slopes
+    shifts *= radius / np.linalg.norm(shifts, axis=1, keepdims=True)
+    searched = (softplus(z + shifts) - softplus(z) - shifts / (1 + np.exp(-z))) @ signs / math.sqrt(width)
+    assert error < 1e-12
+    assert 0.9 * np.max(searched) <= found <= bound
+    assert np.max(searched) <= bound
+
+
+def test_the_shift_of_a_construction_has_the_remainder_of_the_librarys_network(key):
+    net = PairedTwoLayerNet(input_dim=3, width=16, activation=Tanh())
+    params = net.init(key=key)
+    x = jnp.array([0.6, 0.0, 0.8])
+    z, signs = np.asarray(params.plus @ x), np.asarray(params.signs)
+    inflection = math.atanh(1 / math.sqrt(3))
+    layer = np.concatenate([z, z]), np.concatenate([signs, -signs])
+    found, _ = largest_found(Bending(Tanh(), Tanh().smoothness, -inflection, inflection), *layer, 0.5)
+
+    @jax.jit
+    def remainder(shift: jax.Array) -> jax.Array:
+        plus, minus = shift[:8, None] * x[None], shift[8:, None] * x[None]
+        moved = eqx.tree_at(lambda p: (p.plus, p.minus), params, (params.plus + plus, params.minus + minus))
+        output, slope = jax.jvp(lambda p: net.apply(p, x), (params,), (jax.tree.map(jnp.subtract, moved, params),))
+        return net.apply(moved, x) - output - slope
+
+    # One neuron carrying the whole budget is among the candidates.
+    single = max(float(remainder(0.5 * sign * jnp.eye(16)[i])) for i in range(16) for sign in (-1.0, 1.0))
+    assert single > 0
+    assert found >= 0.5 * single
+    assert found <= Tanh().smoothness * 0.25 / (2 * 4)
+
+
+@pytest.mark.parametrize("name", ["softplus", "tanh"])
+def test_the_kernel_agrees_with_a_monte_carlo_mean(name):
+    bending = features._BENDINGS[name]
+    x, z = features._circle(np.array([0.1, 2.0])), features._circle(np.array([0.4, 5.0]))
+    found = features.kernel(bending, x, z, 0.125)
+    weights = np.random.default_rng(0).normal(size=(200_000, 3))
+    slope = lambda v: np.asarray(bending.activation.derivative(jnp.asarray(v)))  # noqa: E731
+    samples = (slope(weights @ x.T)[:, :, None] * slope(weights @ z.T)[:, None, :]) * (x @ z.T)
+    error = samples.std(axis=0) / math.sqrt(len(samples))
+    assert np.all(np.abs(found - samples.mean(axis=0)) < 5 * error)
+
+
+def test_the_bounds_of_the_third_derivatives_are_attained_on_a_grid():
+    points = jnp.linspace(-6, 6, 4001)
+    for bending in features._BENDINGS.values():
+        third = jax.vmap(jax.grad(jax.grad(bending.activation.derivative)))(points)
+        assert bending.third * 0.999 <= float(jnp.max(jnp.abs(third))) <= bending.third * (1 + 1e-9)
+
+
+def test_the_errors_of_a_network_agree_with_the_librarys_network(key):
+    bending = features._BENDINGS["tanh"]
+    centers, coefficients = features._centers()
+    grid = features._circle(features._GRID_ANGLES)
+    values = features.kernel(bending, grid, centers, 0.25) @ coefficients
+    target = features.Target(jnp.asarray(centers), jnp.asarray(coefficients), jnp.asarray(values))
+    keys = jr.split(key, 2)
+    found = features.approximant_errors(bending.activation, 8, keys, target, jnp.asarray(-1.0))
+    for index, one_key in enumerate(keys):
+        weight_key, sign_key = jr.split(one_key)
+        weights, signs = jr.normal(weight_key, (4, 3)), jr.rademacher(sign_key, (4,), float)
+        slopes = 1 / np.cosh(np.asarray(weights) @ centers.T) ** 2
+        moves = np.asarray(signs)[:, None] / math.sqrt(8) * ((slopes * coefficients) @ centers)
+        hidden = np.tanh(grid @ (weights + moves).T) - np.tanh(grid @ (weights - moves).T)
+        outputs = hidden @ np.asarray(signs) / math.sqrt(8)
+        np.testing.assert_allclose(found.total[index], np.max(np.abs(outputs - values)), rtol=1e-9)
+        np.testing.assert_allclose(found.norm_squared[index], 2 * np.sum(moves**2), rtol=1e-12)
