@@ -13,11 +13,13 @@ from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._fgsm import FGSM
 from ntk_robust.attacks._l1 import L1Ball
 from ntk_robust.attacks._l2 import L2Ball
+from ntk_robust.attacks._minimum_radius import MinimumRadius, minimum_radius
 from ntk_robust.attacks._pgd import PGD
 from ntk_robust.attacks._restarts import Restarts
 from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
 from ntk_robust.attacks._square import Square
+from ntk_robust.attacks._transfer import Transfer, transfer
 
 __all__ = [
     "APGD",
@@ -36,10 +38,14 @@ __all__ = [
     "L1Ball",
     "L2Ball",
     "LinfBall",
+    "MinimumRadius",
     "Restarts",
     "SphereSlice",
     "Square",
+    "Transfer",
     "attack_batch",
     "auto_attack",
     "evaluate",
+    "minimum_radius",
+    "transfer",
 ]

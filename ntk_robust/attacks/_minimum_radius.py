@@ -1,0 +1,115 @@
+"""The smallest radius at which an attack succeeds, for each example."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
+from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._sets import AbstractPerturbationSet
+from ntk_robust.losses import AbstractLoss
+
+
+class MinimumRadius(eqx.Module):
+    """Upper bounds of the distance from each example to the nearest point that is classified wrongly.
+
+    Attributes:
+        radius: Size of the smallest perturbation found, in the set's norm and in input units: 0 for an input that is
+            already wrong, `inf` where nothing was found within the largest radius. An upper bound of the true minimum.
+        x_adv: The point found, x where there is none.
+    """
+
+    radius: Float[Array, " n"]
+    x_adv: Float[Array, "n *dims"]
+
+
+def minimum_radius(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "..."],
+    *,
+    attack: AbstractAttack,
+    perturbations: AbstractPerturbationSet,
+    loss: AbstractLoss,
+    key: PRNGKeyArray,
+    num_halvings: int = 10,
+    batch_size: int | None = None,
+) -> MinimumRadius:
+    """Smallest radius at which the attack fools the network, by bisection with one radius for each example.
+
+    Every radius reported belongs to a point that a fresh forward pass found wrong and inside the set. That smaller
+    radii failed certifies nothing. One program is compiled for all radii.
+
+    Args:
+        apply_fn: (params, x) -> a scalar output or at least two logits, for one example.
+        params: The network's parameters.
+        xs: Inputs, inside the box.
+        ys: Integer labels for logits; floats for a scalar output, of which the sign is the class.
+        attack: Attack to run at each radius.
+        perturbations: The set with the largest radius to try.
+        loss: Objective of the attack.
+        key: Folded with the round and the number of the example.
+        num_halvings: Rounds after the first at the largest radius; each halves the interval.
+        batch_size: Examples attacked at a time, None for all at once.
+
+    Returns:
+        One radius and point for each example.
+
+    Raises:
+        ValueError: As `evaluate`, and if `num_halvings` is not a whole number ≥ 1.
+    """
+    check_batch(xs, ys, perturbations)
+    check_count("num_halvings", num_halvings)
+    output = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    check_targets(ys, output.shape)
+    num_examples = xs.shape[0]
+    batch_size = num_examples if batch_size is None else batch_size
+    check_count("batch_size", batch_size)
+    objective = LossObjective(apply_fn, params, loss)
+    inputs = np.asarray(xs)
+    targets = np.asarray(ys, None if output.shape else output.dtype)
+    examples = np.arange(num_examples)
+
+    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
+        return grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
+
+    def run_norms(points: Array, xs: Array) -> Array:
+        return _norms(perturbations, points, xs)
+
+    largest = np.asarray(radii(perturbations, num_examples), inputs.dtype)
+    natural = in_batches(run_grading, batch_size, inputs, inputs, targets, largest)
+    radius = np.where(natural.margins >= 0, 0, np.inf).astype(inputs.dtype)
+    x_adv = inputs.copy()
+    low, tried = np.zeros_like(largest), largest.copy()
+    for number in range(1 + num_halvings):
+        round_key = jr.fold_in(key, number)
+
+        def run_attack(
+            xs: Array, ys: Array, epsilons: Array, examples: Array, round_key: PRNGKeyArray = round_key
+        ) -> AttackResult:
+            around = perturbations.with_epsilon(epsilons)
+            return run_batch(attack, objective, xs, ys, around, examples=examples, key=round_key)
+
+        points = np.asarray(in_batches(run_attack, batch_size, inputs, targets, tried, examples).x_adv)
+        graded = in_batches(run_grading, batch_size, points, inputs, targets, tried)
+        norms = in_batches(run_norms, batch_size, points, inputs)
+        better = graded.inside & (graded.margins >= 0) & (norms < radius)
+        radius = np.where(better, norms, radius)
+        x_adv[better] = points[better]
+        low = np.where(better, low, np.maximum(low, tried))
+        high = np.minimum(radius, largest)
+        tried = np.where(low < high, (low + high) / 2, high).astype(inputs.dtype)
+    return MinimumRadius(radius=jnp.asarray(radius), x_adv=jnp.asarray(x_adv))
+
+
+@eqx.filter_jit
+def _norms(
+    perturbations: AbstractPerturbationSet, points: Float[Array, "n *dims"], xs: Float[Array, "n *dims"]
+) -> Float[Array, " n"]:
+    return jax.vmap(perturbations.norm)(points - xs)

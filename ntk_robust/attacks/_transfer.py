@@ -1,0 +1,104 @@
+"""Transfer attacks: points made for one function, graded on another."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
+from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._sets import AbstractPerturbationSet
+from ntk_robust.losses import AbstractLoss
+
+
+class Transfer(eqx.Module):
+    """How a target network does on points that were made for a source network.
+
+    An example counts as right only if the target classifies both x and the point right; points outside the set do not
+    count, as in `Evaluation`.
+
+    Attributes:
+        source_accuracy: Adversarial accuracy of the source itself.
+        target_natural_accuracy: Fraction of the inputs that the target classifies right.
+        target_accuracy: Fraction still right under the transferred points: an upper bound of its robust accuracy. If
+            it is below the accuracy under an attack with the target's own gradients, those are masked.
+        x_adv: The points.
+    """
+
+    source_accuracy: float
+    target_natural_accuracy: float
+    target_accuracy: float
+    x_adv: Float[Array, "n *dims"]
+
+
+def transfer(
+    source: tuple[ApplyFn, PyTree],
+    target: tuple[ApplyFn, PyTree],
+    xs: Float[Array, "n *dims"],
+    ys: Num[Array, "..."],
+    *,
+    attack: AbstractAttack,
+    perturbations: AbstractPerturbationSet,
+    loss: AbstractLoss,
+    key: PRNGKeyArray,
+    batch_size: int | None = None,
+) -> Transfer:
+    """Attack a source and grade the points on a target, such as an NTK predictor and a finite network.
+
+    Args:
+        source: (apply_fn, params) that the attack sees.
+        target: (apply_fn, params) that is graded; its output takes the same targets.
+        xs: Inputs, inside the box.
+        ys: Integer labels for logits; floats for scalar outputs, of which the sign is the class.
+        attack: Attack to run on the source.
+        perturbations: The set; its `epsilon` may hold one radius for each example.
+        loss: Objective of the attack on the source.
+        key: Folded with the number of the example.
+        batch_size: Examples attacked at a time, None for all at once.
+
+    Returns:
+        Accuracies of both and the points.
+
+    Raises:
+        ValueError: As `evaluate`, for either network.
+    """
+    check_batch(xs, ys, perturbations)
+    for apply_fn, params in (source, target):
+        check_targets(ys, jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)).shape)
+    num_examples = xs.shape[0]
+    batch_size = num_examples if batch_size is None else batch_size
+    check_count("batch_size", batch_size)
+    inputs = np.asarray(xs)
+    targets = np.asarray(ys, xs.dtype if jnp.issubdtype(ys.dtype, jnp.floating) else None)
+    epsilons = np.asarray(radii(perturbations, num_examples))
+
+    def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
+        around = perturbations.with_epsilon(epsilons)
+        return run_batch(attack, LossObjective(*source, loss), xs, ys, around, examples=examples, key=key)
+
+    found = in_batches(run_attack, batch_size, inputs, targets, epsilons, np.arange(num_examples))
+    points = np.asarray(found.x_adv)
+
+    def graded_at(network: tuple[ApplyFn, PyTree], points: np.ndarray) -> Grades:
+        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
+            return grade(LossObjective(*network, loss), points, xs, ys, perturbations.with_epsilon(epsilons))
+
+        return in_batches(run, batch_size, points, inputs, targets, epsilons)
+
+    def accuracies(network: tuple[ApplyFn, PyTree]) -> tuple[float, float]:
+        natural, attacked = graded_at(network, inputs), graded_at(network, points)
+        is_right = np.asarray(natural.margins) < 0
+        still_right = is_right & ((np.asarray(attacked.margins) < 0) | ~np.asarray(attacked.inside))
+        return float(is_right.mean()), float(still_right.mean())
+
+    _, source_accuracy = accuracies(source)
+    natural_accuracy, target_accuracy = accuracies(target)
+    return Transfer(
+        source_accuracy=source_accuracy,
+        target_natural_accuracy=natural_accuracy,
+        target_accuracy=target_accuracy,
+        x_adv=jnp.asarray(points),
+    )
