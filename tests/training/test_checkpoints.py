@@ -108,6 +108,7 @@ def checkpointed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_names_its_last_checkpoint(tmp_path):
     def explodes(step):
         return jnp.where(step < 4, 0.02, 1e300)

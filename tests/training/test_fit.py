@@ -167,6 +167,7 @@ def test_the_callers_weights_survive_a_run():
     assert all(np.array_equal(result.params_0[name], before[name]) for name in PARAMS)
 
 
+@pytest.mark.slow
 def test_a_linear_model_moves_as_its_closed_form_says():
     # Natural gradient flow of least squares in discrete time: w_t = w_* + (I - α C)^t (w_0 - w_*), C = XᵀX/n.
     w_0, steps = jr.normal(jr.key(5), (4,)), 30
@@ -244,6 +245,7 @@ def test_a_diverging_run_stops_at_the_last_finite_weights_and_says_where():
         run(**options, throw=True)
 
 
+@pytest.mark.slow
 def test_the_layer_whose_gradient_breaks_is_named():
     def broken(params, x):
         # The square root has no finite slope at zero.
@@ -254,6 +256,7 @@ def test_the_layer_whose_gradient_breaks_is_named():
     assert "gradient of extra is not finite" in result.message
 
 
+@pytest.mark.slow
 def test_float32_runs_stay_float32():
     params = jax.tree.map(lambda value: value.astype(jnp.float32), PARAMS)
     result = fit(

@@ -93,7 +93,11 @@ def mart_by_hand(params, xs, xs_adv, ys, weight):
 
 
 @pytest.mark.parametrize(
-    ("method", "by_hand"), [(Trades(3.0), trades_by_hand), (Mart(3.0), mart_by_hand)], ids=["trades", "mart"]
+    ("method", "by_hand"),
+    [
+        pytest.param(Trades(3.0), trades_by_hand, id="trades"),
+        pytest.param(Mart(3.0), mart_by_hand, id="mart", marks=pytest.mark.slow),
+    ],
 )
 def test_objective_and_gradient_are_those_of_the_paper_written_in_numpy(method, by_hand):
     history = run(method).history
@@ -113,6 +117,7 @@ def test_objective_and_gradient_are_those_of_the_paper_written_in_numpy(method, 
         assert np.abs(xs_adv - XS).max() == pytest.approx(EPSILON)
 
 
+@pytest.mark.slow
 def test_trades_attacks_the_divergence_and_not_the_loss():
     history = run(Trades(3.0)).history
     params, xs_adv = slice_of(history, "params", 0), slice_of(history, "xs_adv", 0)
@@ -126,6 +131,7 @@ def test_trades_attacks_the_divergence_and_not_the_loss():
     assert (divergence(xs_adv) > np.median(random, axis=0)).all()
 
 
+@pytest.mark.slow
 def test_mart_stays_finite_where_probabilities_round_to_one():
     mart = Mart()
     logits = jnp.asarray([60.0, 0.0, -60.0])
@@ -135,6 +141,7 @@ def test_mart_stays_finite_where_probabilities_round_to_one():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_perturbed_weights_move_by_gamma_uphill_and_give_the_gradient():
     gamma = 0.05
     history = run(WeightPerturbed(Adversarial(), gamma)).history
@@ -178,6 +185,7 @@ def test_free_training_replays_batches_and_carries_its_perturbation():
         delta = np.clip(delta + EPSILON * np.sign(slopes), -EPSILON, EPSILON)
 
 
+@pytest.mark.slow
 def test_centered_lazy_training_is_gradient_descent_in_the_tangent_kernel():
     # Outputs of a linear model under least squares: f_{t+1} = f_t - (α/n) Θ (f_t - y), Θ over (example, output) pairs.
     targets = jnp.stack([jnp.cos(XS[:, 0]), XS[:, 1], XS[:, 2]], axis=1)

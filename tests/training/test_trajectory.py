@@ -95,6 +95,7 @@ def test_recorded_gradients_and_losses_are_those_at_the_recorded_weights_and_inp
         assert np.max(np.abs(trajectory.xs_adv[t] - XS)) <= 0.1 * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_projected_descent_on_a_quadratic_has_the_regret_that_online_gradient_descent_promises():
     # min_t L(W_t) - L(U) ≤ ‖W_0 - U‖²/(2αT) + (α/2T) Σ‖g_t‖² for every U of the ball: the loss is convex here.
     w_0, steps = jnp.zeros(3), 40
@@ -119,6 +120,7 @@ def test_projected_descent_on_a_quadratic_has_the_regret_that_online_gradient_de
         assert trajectory.surrogate_loss.min() <= certificate
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_raises():
     with pytest.raises(FloatingPointError, match="training stopped in step"):
         adversarial_trajectory(

@@ -86,6 +86,7 @@ def test_frozen_weights_are_not_seen(weights):
     assert float(weights.boundary_distance(projected, {"weight": ANCHOR["weight"], "bias": None})) > -1e-12
 
 
+@pytest.mark.slow
 def test_a_convolution_kernel_counts_its_first_axis_as_neurons(key):
     anchor = jnp.zeros((4, 2, 3, 3))
     projected = NeuronBall(1.0).project(jr.normal(key, anchor.shape), anchor)
@@ -93,6 +94,7 @@ def test_a_convolution_kernel_counts_its_first_axis_as_neurons(key):
     np.testing.assert_allclose(norms, 1.0)
 
 
+@pytest.mark.slow
 def test_float32_points_stay_float32(key):
     point = jax.tree.map(lambda value: value.astype(jnp.float32), moved(key))
     anchor = jax.tree.map(lambda value: value.astype(jnp.float32), ANCHOR)
