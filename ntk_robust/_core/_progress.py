@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class ProgressTask(Protocol):
     """One running piece of work."""
 
@@ -12,6 +13,7 @@ class ProgressTask(Protocol):
         """Moves the task on by `steps`; `fields` are figures to show beside it (loss, accuracy, ...)."""
 
 
+@runtime_checkable
 class AbstractProgress(Protocol):
     """Where long computations report how far they are."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 _RESAMPLES = 2000
@@ -77,7 +77,7 @@ def slope_fit(
     draws = np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))
     tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
     bootstrap = np.quantile(slopes[draws].mean(axis=1), tails)
-    student = slope + scipy.stats.t.ppf(tails, seeds - 1) * slopes.std(ddof=1) / np.sqrt(seeds)
+    student = slope + scipy.special.stdtrit(seeds - 1, tails) * slopes.std(ddof=1) / np.sqrt(seeds)
     return SlopeFit(
         slope=float(slope),
         lower=float(min(bootstrap[0], student[0])),
