@@ -212,7 +212,7 @@ def _constant_claim(name: str, width: int, values: Float[np.ndarray, " seeds"], 
         float(np.mean(ratios)),
         "==",
         1.0,
-        error + 2 / _num_moved(width, 1.0),
+        error + 2 / _num_moved(float(width), 1.0),
         _RESOLUTION,
         "four standard errors over seeds, plus 2 over the number of neurons that move",
     )
