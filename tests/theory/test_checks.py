@@ -13,6 +13,7 @@ from ntk_robust.theory import CheckResult, Verdict, check_names, run_check, sele
 DOCS = Path(__file__).parents[2] / "docs" / "theory"
 SEED = 7
 QUICK_CPU_SECONDS = 60
+SLOW = {"gao2019_random_features"}
 
 
 @functools.cache
@@ -22,7 +23,9 @@ def result(name: str) -> tuple[CheckResult, float]:
     return found, time.process_time() - started
 
 
-every_check = pytest.mark.parametrize("name", check_names())
+every_check = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in check_names()]
+)
 
 
 @every_check
