@@ -39,9 +39,7 @@ class AbstractDotProductKernel(AbstractKernel):
         if x2 is not None:
             return self.of_pairs(cross_pairs(rows(x1), rows(x2)))
         if x1.shape[0] < _MIN_BLOCKED_ROWS:
-            matrix = self.of_pairs(self_pairs(rows(x1)))
-            below = jnp.arange(x1.shape[0])[:, None] > jnp.arange(x1.shape[0])[None, :]
-            return jnp.where(below, matrix.T, matrix)
+            return self.of_pairs(self_pairs(rows(x1)))
         return _half_and_mirror(self, x1)
 
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -59,28 +57,23 @@ def _half_and_mirror(kernel: AbstractDotProductKernel, x: Float[Array, "n d"]) -
     n = x.shape[0]
     points = rows(x)
     starts = np.minimum(np.arange(0, n, _BLOCK), n - _BLOCK)
-    i, j = np.triu_indices(len(starts), 1)
-    first, second, starts = jnp.asarray(starts[i]), jnp.asarray(starts[j]), jnp.asarray(starts)
+    i, j = np.triu_indices(len(starts))
+    first, second = jnp.asarray(starts[i]), jnp.asarray(starts[j])
 
     def block_of(start: Array) -> Rows:
         return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, start, _BLOCK), points)
 
-    def above(k: Array, matrix: Array) -> Array:
-        block = kernel.of_pairs(cross_pairs(block_of(first[k]), block_of(second[k])))
-        return jax.lax.dynamic_update_slice(matrix, block, (first[k], second[k]))
-
-    def on(k: Array, matrix: Array) -> Array:
-        upper = jnp.triu(kernel.of_pairs(self_pairs(block_of(starts[k]))))
-        return jax.lax.dynamic_update_slice(matrix, upper + jnp.triu(upper, 1).T, (starts[k], starts[k]))
+    def compute(k: Array, matrix: Array) -> Array:
+        pairs = cross_pairs(block_of(first[k]), block_of(second[k]), first[k] == second[k])
+        return jax.lax.dynamic_update_slice(matrix, kernel.of_pairs(pairs), (first[k], second[k]))
 
     def mirror(k: Array, matrix: Array) -> Array:
         block = jax.lax.dynamic_slice(matrix, (first[k], second[k]), (_BLOCK, _BLOCK))
-        return jax.lax.dynamic_update_slice(matrix, block.T, (second[k], first[k]))
+        upper = (first[k] == second[k]) & (jnp.arange(_BLOCK)[:, None] <= jnp.arange(_BLOCK)[None, :])
+        return jax.lax.dynamic_update_slice(matrix, jnp.where(upper, block, block.T), (second[k], first[k]))
 
-    matrix = jnp.zeros((n, n), x.dtype)
-    matrix = jax.lax.fori_loop(0, len(first), above, matrix)
-    matrix = jax.lax.fori_loop(0, len(starts), on, matrix)
-    return jax.lax.fori_loop(0, len(first), mirror, matrix)
+    matrix = jax.lax.fori_loop(0, len(i), compute, jnp.zeros((n, n), x.dtype))
+    return jax.lax.fori_loop(0, len(i), mirror, matrix)
 
 
 @_half_and_mirror.defjvp

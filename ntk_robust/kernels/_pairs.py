@@ -5,8 +5,7 @@ they depend on $\sqrt{1 - |u|}$, so that a rounded cosine $1 - 10^{-7}$ costs ha
 taken from differences, keeps all.
 """
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,16 +79,24 @@ def norm_gap(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
     return jnp.vdot(x - z, x + z, precision=_HIGHEST) / jnp.where(total > 0.0, total, 1.0)
 
 
-def cross_pairs(x: Rows, z: Rows) -> Pair:
-    """All pairs of rows: one matrix product, and differences where it rounds too much."""
-    complement, acute = _complements(False, x.direction, z.direction)
+def cross_pairs(x: Rows, z: Rows, same: Bool[Array, ""] | None = None) -> Pair:
+    """All pairs of rows: one matrix product, and differences where it rounds too much.
+
+    With `same` both sides hold the same points, and a row with itself has complement exactly 0.
+    """
+    complement, acute = _complements(x.direction, z.direction, jnp.asarray(False) if same is None else same)
     return Pair(complement, acute, x.length[:, None], z.length[None, :])
 
 
 def self_pairs(x: Rows) -> Pair:
-    """All pairs of rows of one matrix; a row with itself has complement exactly 0."""
-    complement, acute = _complements(True, x.direction, x.direction)
-    return Pair(complement, acute, x.length[:, None], x.length[None, :])
+    """All pairs of rows of one matrix, exactly symmetric."""
+    pairs = cross_pairs(x, x, jnp.asarray(True))
+    n = x.length.shape[0]
+    below = jnp.arange(n)[:, None] > jnp.arange(n)[None, :]
+    return pairs._replace(
+        complement=jnp.where(below, pairs.complement.T, pairs.complement),
+        acute=jnp.where(below, pairs.acute.T, pairs.acute),
+    )
 
 
 def coincident_pairs(x: Rows) -> Pair:
@@ -102,11 +109,10 @@ def _complement(
 ) -> Float[Array, ""]:
     r"""1 - |u| of two points with equal norms, of which `squared` is the square, from their difference.
 
-    The sine is the length of what the difference leaves orthogonal to `x`; the complement follows as $\sin^2/(1 +
-    |u|)$.
-    Nothing here subtracts nearly equal numbers that carry rounding errors. Sines below an eighth of the machine epsilon
-    are taken as 0: compilers contract products and sums, so that even equal points leave a difference of about its
-    square, whose direction, and with it the derivative of a kernel with a cusp, would be noise.
+    The sine is the length of what the difference leaves orthogonal to `x`; the complement follows as
+    $\sin^2/(1 + |u|)$. Nothing here subtracts nearly equal numbers that carry rounding errors. Sines below an eighth of
+    the machine epsilon are taken as 0: compilers contract products and sums, so that even equal points leave a
+    difference of about its square, whose direction, and with it the derivative of a kernel with a cusp, would be noise.
     """
     difference = z - jnp.where(u >= 0.0, x, -x)
     across = difference - x * (jnp.vdot(difference, x, precision=_HIGHEST) / squared)
@@ -115,24 +121,21 @@ def _complement(
     return jnp.where(sine_squared > noise, sine_squared, 0.0) / (1.0 + jnp.abs(u))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _complements(symmetric: bool, a: Float[Array, "n1 d"], b: Float[Array, "n2 d"]) -> tuple[Array, Array]:
-    """1 - |u| and u >= 0 for all pairs of unit rows."""
+@jax.custom_jvp
+def _complements(a: Float[Array, "n1 d"], b: Float[Array, "n2 d"], same: Bool[Array, ""]) -> tuple[Array, Array]:
+    """1 - |u| and u >= 0 for all pairs of unit rows; with `same`, exactly 0 for a row with itself."""
     u = jnp.matmul(a, b.T, precision=_HIGHEST)
-    complement = jnp.maximum(1.0 - jnp.abs(u), 0.0)
-    close = complement < _REPAIR_THRESHOLD.get(str(u.dtype), 0.0)
-    if symmetric:
-        diagonal = jnp.arange(a.shape[0])[:, None] == jnp.arange(b.shape[0])[None, :]
-        complement = jnp.where(diagonal, 0.0, complement)
-        close = close & ~diagonal
+    on_diagonal = same & (jnp.arange(a.shape[0])[:, None] == jnp.arange(b.shape[0])[None, :])
+    complement = jnp.where(on_diagonal, 0.0, jnp.maximum(1.0 - jnp.abs(u), 0.0))
+    close = (complement < _REPAIR_THRESHOLD.get(str(u.dtype), 0.0)) & ~on_diagonal
     complement = jax.lax.cond(jnp.any(close), _recompute, lambda _close, c, _u, _a, _b: c, close, complement, u, a, b)
     return complement, u >= 0.0
 
 
 @_complements.defjvp
-def _complements_jvp(symmetric: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
-    a, b = primals
-    complement, acute = _complements(symmetric, a, b)
+def _complements_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Any]) -> tuple:
+    a, b, same = primals
+    complement, acute = _complements(a, b, same)
     du = jnp.matmul(tangents[0], b.T, precision=_HIGHEST) + jnp.matmul(a, tangents[1].T, precision=_HIGHEST)
     return (complement, acute), (jnp.where(acute, -du, du), np.zeros(acute.shape, jax.dtypes.float0))
 
