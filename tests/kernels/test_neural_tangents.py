@@ -253,44 +253,54 @@ def test_gradients_of_convolutional_kernels_are_those_of_the_sums(readout, image
     np.testing.assert_allclose(np.sum(gradient * direction), (ahead - behind) / (2 * step), rtol=1e-7)
 
 
+SMOOTH, KINK, STEP = 1e-9, 1e-3, 3e-2  # what the trapezoidal rule is worth
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Inputs to this layer are assumed to have unit norm")  # they have
+@pytest.mark.filterwarnings("ignore:Numerical Activation Layer")  # that it is numerical is what is asked for
+@pytest.mark.filterwarnings("ignore:Using JAX autodiff to compute")  # of smooth functions, as it asks to make sure of
 @pytest.mark.parametrize(
-    "make",
+    ("make", "tolerance"),
     [
-        lambda: stax.ABRelu(-0.3, 1.2),
-        stax.Abs,
-        lambda: stax.Cos(1.1, 0.8, 0.2),
-        lambda: stax.Exp(0.7, 0.5),
-        lambda: stax.ExpNormalized(0.8),
-        stax.Gabor,
-        lambda: stax.Gaussian(1.1, -0.4),
-        lambda: stax.Hermite(3),
-        lambda: stax.LeakyRelu(0.1),
-        lambda: stax.Monomial(3),
-        lambda: stax.Polynomial([0.2, 0.5, -0.3]),
-        lambda: stax.Rbf(0.6),
-        lambda: stax.RectifiedMonomial(2),
-        stax.Sigmoid_like,
-        lambda: stax.Sin(0.9, 1.2, 0.1),
-        stax.Sign,
-        lambda: stax.Elementwise(jnp.tanh),
-        lambda: stax.ElementwiseNumerical(jnp.tanh, deg=40),
+        (lambda: stax.ABRelu(-0.3, 1.2), KINK),
+        (stax.Abs, KINK),
+        (lambda: stax.Cos(1.1, 0.8, 0.2), SMOOTH),
+        (lambda: stax.Exp(0.7, 0.5), SMOOTH),
+        (stax.Gabor, SMOOTH),
+        (lambda: stax.Gaussian(1.1, -0.4), SMOOTH),
+        (lambda: stax.Hermite(3), SMOOTH),
+        (lambda: stax.LeakyRelu(0.1), KINK),
+        (lambda: stax.Monomial(3), SMOOTH),
+        (lambda: stax.Polynomial([0.2, 0.5, -0.3]), SMOOTH),
+        (lambda: stax.Rbf(0.6), SMOOTH),
+        (lambda: stax.RectifiedMonomial(2), KINK),
+        (stax.Sigmoid_like, SMOOTH),
+        (stax.Sign, STEP),
+        (lambda: stax.Sin(0.9, 1.2, 0.1), SMOOTH),
+        (lambda: stax.ElementwiseNumerical(jnp.tanh, deg=40), 1e-4),
     ],
 )
-def test_every_activation_agrees_with_quadrature_of_its_own_function(make, points):
+def test_every_activation_agrees_with_quadrature_of_its_own_function(make, tolerance, points):
     layer = make()
-    x1, x2 = points[0][:2], points[1][:2]
-    # Elementwise without a kernel of its own has NTK only by differentiating an NNGP function; its layer says so.
-    if "Elementwise" in repr(getattr(layer[2], "__qualname__", "")):
-        pytest.skip("no analytic kernel")
-    kernel = stax.serial(stax.Dense(8, W_STD), layer, stax.Dense(1))[2](x1, x2, "nngp")
-    both = np.concatenate([x1, x2])
-    nngp = W_STD**2 * both @ both.T / both.shape[1]
-    variance = np.diag(nngp)
+    both = np.concatenate([points[0][:2], points[1][:2]])
+    both *= np.sqrt(both.shape[1]) / np.linalg.norm(both, axis=1, keepdims=True)
+    kernel = stax.serial(stax.Dense(8), layer)[2](both[:2], both[2:], "nngp")
     expected = moments_on_a_grid(lambda z: np.asarray(layer[1]((), jnp.asarray(z))))(
-        nngp, variance[:, None], variance[None, :]
+        both @ both.T / both.shape[1], 1.0, 1.0
     )
-    np.testing.assert_allclose(kernel, expected[:2, 2:], atol=1e-2)
+    np.testing.assert_allclose(kernel, expected[:2, 2:], atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using JAX autodiff to compute")  # of a smooth function
+def test_an_elementwise_layer_differentiates_the_kernel_that_it_is_given(points):
+    def nngp_fn(c, p, q):
+        return 2 / jnp.pi * jnp.arcsin(2 * c / jnp.sqrt((1 + 2 * p) * (1 + 2 * q)))
+
+    layer = stax.Elementwise(jax.scipy.special.erf, nngp_fn)
+    kernel_fn = stax.serial(stax.Dense(8, W_STD, B_STD), layer, stax.Dense(1, W_STD, B_STD))[2]
+    np.testing.assert_allclose(kernel_fn(*points, "ntk"), dense_oracle(*points, erf_moments, 1)[1], rtol=1e-11)
 
 
 # nt.batch
