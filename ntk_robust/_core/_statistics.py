@@ -41,9 +41,9 @@ def slope_fit(
     """The exponent of the power law through measurements repeated over seeds, with an interval.
 
     The least-squares slope is linear in log y, so that the slope of the mean is the mean of the seeds' slopes. The
-    interval is the wider one, end by end, of the percentile bootstrap over seeds and of Student's t on the seeds' slopes:
-    a bootstrap of fewer than about ten seeds is too narrow (three seeds cover 75 % at best), and Student's t does not
-    see skewness. The bootstrap's draws are fixed, so that the same numbers give the same interval.
+    interval is the wider one, end by end, of the percentile bootstrap over seeds and of Student's t on the seeds'
+    slopes: a bootstrap of fewer than about ten seeds is too narrow (three seeds cover 75 % at best), and Student's t
+    does not see skewness. The bootstrap's draws are fixed, so that the same numbers give the same interval.
 
     Args:
         x: Positive abscissae, at least two different ones.
