@@ -17,7 +17,7 @@ def on_page_content(content: str, **_: object) -> str:
 
 def _as_mathml(match: re.Match[str]) -> str:
     display = "block" if match[2] == "[" else "inline"
-    formula = html.unescape(match[3])
+    formula = html.unescape(match[3]).replace(r"\arg", r"\operatorname{arg}")
     converted = convert(formula, display=display)
     if left_over := re.search(r"\\[A-Za-z]+", converted):
         _LOG.warning("%s is not known to latex2mathml, in the formula %s", left_over[0], formula)

@@ -56,7 +56,7 @@ def load_dataset(
         ValueError: If the name is unknown, no data directory is named, or a file is not the official one.
         OSError: If a file is missing or unreadable; the message says which, and where to get it.
 
-    Example:
+    Examples:
         >>> digits = load_dataset("digits")
         >>> digits.x_train.shape, digits.x_test.shape
         ((1433, 64), (364, 64))

@@ -30,7 +30,7 @@ def analytic_ntk(model: AbstractModel) -> AbstractKernel:
         ValueError: If no layer of `model` trains.
         TypeError: For other models.
 
-    Example:
+    Examples:
         >>> from ntk_robust.models import FullyConnected
         >>> kernel = analytic_ntk(FullyConnected(input_dim=784, width=512, num_hidden_layers=3, num_outputs=10))
         >>> kernel.layer_weights

@@ -67,7 +67,7 @@ def load_neural_tangents() -> types.ModuleType:
         ImportError: If neural-tangents is missing or too old, if something else has imported it before, or if this JAX
             has lost a name that it needs; the message says what is missing and what works.
 
-    Example:
+    Examples:
         >>> stax = load_neural_tangents().stax
         >>> _, _, kernel_fn = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))
         >>> kernel_fn(jax.numpy.eye(3), None, "ntk").shape

@@ -37,7 +37,7 @@ def sweep(
     Raises:
         ValueError: As `fit`, and for names that `fit` does not take.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> from ntk_robust.attacks import Identity, LinfBall
         >>> from ntk_robust.losses import Squared
