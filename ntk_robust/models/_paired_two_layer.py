@@ -57,9 +57,14 @@ class PairedTwoLayerNet(AbstractModel):
         return PairedParams(weights, weights, jr.rademacher(sign_key, (self.width // 2,), weights.dtype))
 
     def preactivations(self, params: PairedParams, x: Float[Array, " d"]) -> tuple[Array, ...]:
-        r"""$(w_r^\top x)_r$ and $(\bar w_r^\top x)_r$."""
+        r"""$(w_r^\top x)_r$ and $(\bar w_r^\top x)_r$, the first as the second plus $((w_r - \bar w_r)^\top x)_r$.
+
+        Two matrix products may be summed in different orders, and then equal weights would not cancel to the bit; the
+        product of a zero difference is zero in any order.
+        """
         self.check_input(x)
-        return params.plus @ x, params.minus @ x
+        minus = params.minus @ x
+        return minus + (params.plus - params.minus) @ x, minus
 
     def apply(self, params: PairedParams, x: Float[Array, " d"]) -> Float[Array, ""]:
         """The scalar output for one example; the difference of each pair is taken first, so that equal ones cancel."""
