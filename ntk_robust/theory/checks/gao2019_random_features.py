@@ -18,7 +18,7 @@ from ntk_robust.theory._claim import Claim, summation_error
 from ntk_robust.theory._report import Report
 
 _WIDTHS = {"quick": (2**6, 2**8, 2**10, 2**12), "full": (2**6, 2**8, 2**10, 2**12, 2**14, 2**16)}
-_NUM_SEEDS = 64
+_NUM_SEEDS = 256
 _CONFIDENCE = 0.9973
 _RESOLUTION = 0.15
 _GRID_ANGLES = np.arange(48) * 2 * math.pi / 48  # where sup norms on the circle are taken
