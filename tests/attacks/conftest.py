@@ -4,7 +4,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _compile_fast():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
