@@ -3,6 +3,8 @@
 import math
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
@@ -67,9 +69,15 @@ class PairedTwoLayerNet(AbstractModel):
         return minus + (params.plus - params.minus) @ x, minus
 
     def apply(self, params: PairedParams, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """The scalar output for one example; the difference of each pair is taken first, so that equal ones cancel."""
+        """The scalar output for one example; pairs with equal pre-activations cancel to the bit.
+
+        A compiler may round an activation differently at different places of a vector, so what is left of the
+        difference of equal values is taken off, outside the gradient.
+        """
         plus, minus = self.preactivations(params, x)
-        return params.signs @ (self.activation(plus) - self.activation(minus)) * (1.0 / math.sqrt(self.width))
+        differences = self.activation(plus) - self.activation(minus)
+        rounding = jax.lax.stop_gradient(jnp.where(plus == minus, differences, 0.0))
+        return params.signs @ (differences - rounding) * (1.0 / math.sqrt(self.width))
 
     def trainable_mask(self, params: PairedParams) -> PairedParams:
         """Like `params`, True but for the signs."""
