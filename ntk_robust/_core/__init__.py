@@ -1,10 +1,11 @@
-"""What every package stands on: files, progress, provenance, records, tiles."""
+"""What every package stands on: files, progress, provenance, records, statistics, tiles."""
 
 from ntk_robust._core._files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from ntk_robust._core._jsonable import to_jsonable
 from ntk_robust._core._progress import AbstractProgress, ProgressTask, SilentProgress
 from ntk_robust._core._provenance import package_version, provenance
 from ntk_robust._core._records import Figure, Scalar, Series, Table
+from ntk_robust._core._statistics import SlopeFit, slope_fit
 from ntk_robust._core._tiling import tiles
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Scalar",
     "Series",
     "SilentProgress",
+    "SlopeFit",
     "Table",
     "package_version",
     "provenance",
+    "slope_fit",
     "tiles",
     "to_jsonable",
     "write_bytes_atomically",

@@ -21,10 +21,10 @@ class Series:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    y_lower: Sequence[float] | None = None
-    y_upper: Sequence[float] | None = None
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    y_lower: Sequence[float | int] | None = None
+    y_upper: Sequence[float | int] | None = None
     style: Literal["line", "points", "dashed"] = "line"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import scipy.special
 from jaxtyping import Float
 
 _RESAMPLES = 2000
@@ -77,6 +76,8 @@ def slope_fit(
     draws = np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))
     tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
     bootstrap = np.quantile(slopes[draws].mean(axis=1), tails)
+    import scipy.special  # noqa: PLC0415 - every package imports this one, few fit slopes
+
     student = slope + scipy.special.stdtrit(seeds - 1, tails) * slopes.std(ddof=1) / np.sqrt(seeds)
     return SlopeFit(
         slope=float(slope),

@@ -1,6 +1,6 @@
 """How fast the empirical neural tangent kernel approaches the analytic one."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust._core import Figure, Series, SilentProgress, Table
-from ntk_robust._core._statistics import slope_fit
+from ntk_robust._core import AbstractProgress, Figure, Series, SilentProgress, Table, slope_fit
 from ntk_robust.data import Dataset, subset
 from ntk_robust.kernels import analytic_ntk, empirical_ntk
 from ntk_robust.models import FullyConnected
@@ -30,7 +29,11 @@ _SIZES = {
 
 
 def kernel_convergence(
-    dataset: Dataset, *, size: Literal["quick", "full"] = "quick", progress: Any = None, key: Key[Array, ""]
+    dataset: Dataset,
+    *,
+    size: Literal["quick", "full"] = "quick",
+    progress: AbstractProgress | None = None,
+    key: Key[Array, ""],
 ) -> Study:
     r"""Distance of the empirical NTK at initialization from the analytic one, against width.
 

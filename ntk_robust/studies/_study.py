@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from ntk_robust._core import Figure, Scalar, Table
-from ntk_robust._core._statistics import SlopeFit
+from ntk_robust._core import Figure, Scalar, SlopeFit, Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How far training moves weights and kernel, naturally and adversarially, against width."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.random as jr
@@ -8,8 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from ntk_robust._core import Figure, Series, SilentProgress, Table
-from ntk_robust._core._statistics import SlopeFit, slope_fit
+from ntk_robust._core import AbstractProgress, Figure, Series, SilentProgress, SlopeFit, Table, slope_fit
 from ntk_robust.attacks import PGD, AbstractAttack, Box, Identity, LinfBall, evaluate
 from ntk_robust.data import Dataset, subset
 from ntk_robust.kernels import empirical_ntk
@@ -52,7 +51,11 @@ _RESULTS = ("surrogate_loss", "natural_accuracy", "adversarial_accuracy")
 
 
 def training_displacement(
-    dataset: Dataset, *, size: Literal["quick", "full"] = "quick", progress: Any = None, key: Key[Array, ""]
+    dataset: Dataset,
+    *,
+    size: Literal["quick", "full"] = "quick",
+    progress: AbstractProgress | None = None,
+    key: Key[Array, ""],
 ) -> Study:
     r"""Displacement of weights and drift of the empirical NTK in natural and adversarial training, against width.
 

@@ -16,10 +16,20 @@ from ntk_robust.training._methods import (
     Gradient,
     Problem,
 )
-from ntk_robust.training._probes import DisplacementProbe, FlippedPatternsProbe, KernelDriftProbe, NaturalProbe
+from ntk_robust.training._points import AttackedPoints
+from ntk_robust.training._probes import (
+    AdversarialProbe,
+    BoundaryProbe,
+    DisplacementProbe,
+    FlippedPatternsProbe,
+    KernelDriftProbe,
+    LinearizationProbe,
+    NaturalProbe,
+)
+from ntk_robust.training._regret import RegretCertificate, RegretRecord
 from ntk_robust.training._sweep import at_rate, sweep
 from ntk_robust.training._trades import Trades
-from ntk_robust.training._trajectory import Trajectory, adversarial_trajectory
+from ntk_robust.training._trajectory import Trajectory, record_trajectory
 from ntk_robust.training._weight_sets import AbstractWeightSet, FrobeniusBall, LayerwiseFrobeniusBall, NeuronBall
 
 __all__ = [
@@ -27,7 +37,10 @@ __all__ = [
     "AbstractMethod",
     "AbstractWeightSet",
     "Adversarial",
+    "AdversarialProbe",
+    "AttackedPoints",
     "Batch",
+    "BoundaryProbe",
     "Centered",
     "Checkpoints",
     "Displacement",
@@ -38,20 +51,23 @@ __all__ = [
     "Gradient",
     "KernelDriftProbe",
     "LayerwiseFrobeniusBall",
+    "LinearizationProbe",
     "Linearized",
     "Mart",
     "NaturalProbe",
     "NeuronBall",
     "Problem",
+    "RegretCertificate",
+    "RegretRecord",
     "Step",
     "Trades",
     "TrainingResult",
     "Trajectory",
     "WeightPerturbed",
-    "adversarial_trajectory",
     "at_rate",
     "fit",
     "parameter_displacement",
+    "record_trajectory",
     "running_minimum",
     "sweep",
 ]

@@ -1,10 +1,13 @@
 """How far weights moved."""
 
+import math
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ntk_robust.training._layers import layer_names, layers, row_norms, trainable_mask
+from ntk_robust.training._layers import layer_names, layers, row_norms, rows, trainable_mask
 
 
 class Displacement(eqx.Module):
@@ -13,6 +16,7 @@ class Displacement(eqx.Module):
     Attributes:
         layers: Names of the layers (arrays of weights), their paths in the tree.
         frobenius: $\|W^{(h)} - W_0^{(h)}\|_F$ per layer.
+        spectral: $\|W^{(h)} - W_0^{(h)}\|_2$ per layer, of the matrix with one row per neuron.
         two_infinity: $\max_j \|w_j - w_{0,j}\|_2$ per layer: the neuron that moved most.
         relative: `frobenius` over $\|W_0^{(h)}\|_F$; `inf` for a layer that left zero, `nan` for one that stayed there.
         total: $\|W - W_0\|_F$ over all layers.
@@ -21,10 +25,17 @@ class Displacement(eqx.Module):
 
     layers: tuple[str, ...] = eqx.field(static=True)
     frobenius: Float[Array, " layers"]
+    spectral: Float[Array, " layers"]
     two_infinity: Float[Array, " layers"]
     relative: Float[Array, " layers"]
     total: Float[Array, ""]
     total_relative: Float[Array, ""]
+
+    def theory_radius(self, width: int) -> Float[Array, " layers"]:
+        r"""$R = \sqrt m \|W^{(h)} - W_0^{(h)}\|_F$ per layer: the smallest set $B(R)$ of Gao et al. for width $m$ that
+        holds the weights has the largest of them.
+        """
+        return math.sqrt(width) * self.frobenius
 
 
 def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTree[bool] | None = None) -> Displacement:
@@ -53,8 +64,21 @@ def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTre
     return Displacement(
         layers=names,
         frobenius=frobenius,
+        spectral=jnp.stack([_spectral_norm(rows(delta)) for delta in deltas]),
         two_infinity=jnp.stack([jnp.max(row_norms(delta)) for delta in deltas]),
         relative=frobenius / initial,
         total=total,
         total_relative=total / jnp.linalg.norm(initial),
     )
+
+
+def _spectral_norm(matrix: Float[Array, "neurons fan_in"]) -> Float[Array, ""]:
+    """The largest singular value, from the Gram matrix of the shorter side: exact to rounding, cheaper than an SVD."""
+    if min(matrix.shape) == 1:
+        return jnp.linalg.norm(matrix.ravel())
+    side = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    # Scaled, so that squares of small displacements neither underflow nor, at zero, leave a negative eigenvalue.
+    scale = jnp.max(jnp.abs(side))
+    scaled = side / jnp.where(scale > 0.0, scale, 1.0)
+    gram = jnp.matmul(scaled, scaled.T, precision=jax.lax.Precision.HIGHEST)
+    return scale * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0.0))

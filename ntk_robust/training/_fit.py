@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from ntk_robust._core import SilentProgress
+from ntk_robust._core import AbstractProgress, SilentProgress
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
 from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._layers import layer_names, layers, trainable_mask
@@ -52,6 +52,11 @@ class TrainingResult(eqx.Module):
         """The smallest L_A(W_t) over the run, the quantity that the theorems of Gao et al. bound."""
         return jnp.nanmin(self.history["surrogate_loss"])
 
+    @property
+    def path_length(self) -> Float[Array, " steps"]:
+        """Length of the way the weights took up to each step, weight units; the displacement is at most this."""
+        return jnp.cumsum(self.history["step_length"])
+
 
 def running_minimum(values: Float[Array, " steps"]) -> Float[Array, " steps"]:
     """The smallest value up to each step."""
@@ -80,7 +85,7 @@ def fit(
     steps_per_chunk: int | None = None,
     checkpoints: Checkpoints | None = None,
     callback: Callable[[TrainingResult], None] | None = None,
-    progress: Any = None,
+    progress: AbstractProgress | None = None,
     throw: bool = False,
     key: Key[Array, ""],
 ) -> TrainingResult:

@@ -51,6 +51,17 @@ class Problem(eqx.Module):
 
         return lax.stop_gradient(jax.vmap(attack_one)(xs, targets, jr.split(key, len(xs))))
 
+    def attacked(
+        self, params: PyTree, xs: Float[Array, "b *dims"], ys: Num[Array, "b ..."], key: Key[Array, ""]
+    ) -> Float[Array, "b *dims"]:
+        """The batch under the attack on the loss at `params`."""
+
+        def loss(x_adv: Array, x: Array, y: Array) -> Array:
+            del x
+            return self.loss(self.predict(params, x_adv), y)
+
+        return self.perturb(loss, xs, ys, key)
+
 
 class Batch(NamedTuple):
     """The examples of one step.
@@ -109,12 +120,7 @@ class AbstractAttackedObjective(AbstractMethod):
 
     def attacked(self, problem: Problem, params: PyTree, batch: Batch) -> Float[Array, "b *dims"]:
         """The perturbed batch; by default the attack maximizes the loss."""
-
-        def loss(x_adv: Array, x: Array, y: Array) -> Array:
-            del x
-            return problem.loss(problem.predict(params, x_adv), y)
-
-        return problem.perturb(loss, batch.xs, batch.ys, batch.key)
+        return problem.attacked(params, batch.xs, batch.ys, batch.key)
 
     @abc.abstractmethod
     def objective(

@@ -11,12 +11,16 @@ from jaxtyping import Array, Float, Num, PyTree
 from ntk_robust.kernels import kernel_drift
 from ntk_robust.losses import Margin
 from ntk_robust.training._displacement import parameter_displacement
+from ntk_robust.training._layers import trainable_mask
+from ntk_robust.training._linearized import Linearized
+from ntk_robust.training._points import AttackedPoints
+from ntk_robust.training._weight_sets import AbstractWeightSet
 
 
 class DisplacementProbe(eqx.Module):
     """Movement of the weights, as `parameter_displacement` measures it.
 
-    Returns "frobenius", "two_infinity" and "relative" per layer, "total" and "total_relative".
+    Returns "frobenius", "spectral", "two_infinity" and "relative" per layer, "total" and "total_relative".
 
     Attributes:
         params_0: Where movement is counted from.
@@ -31,6 +35,7 @@ class DisplacementProbe(eqx.Module):
         moved = parameter_displacement(params, self.params_0, trainable=self.trainable)
         return {
             "frobenius": moved.frobenius,
+            "spectral": moved.spectral,
             "two_infinity": moved.two_infinity,
             "relative": moved.relative,
             "total": moved.total,
@@ -55,11 +60,80 @@ class NaturalProbe(eqx.Module):
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Loss and accuracy of `params`."""
-        outputs = jax.vmap(self.apply_fn, (None, 0))(params, self.xs)
+        loss, accuracy = _loss_and_accuracy(self.apply_fn, self.loss, params, self.xs, self.ys)
+        return {"natural_loss": loss, "natural_accuracy": accuracy}
+
+
+class AdversarialProbe(eqx.Module):
+    """Mean loss and accuracy under an attack: "surrogate_loss", "adversarial_accuracy" (ties count as errors).
+
+    Attributes:
+        points: Examples and the attack on them, usually stronger than that of training.
+    """
+
+    points: AttackedPoints
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Loss and accuracy of `params` where the attack ends."""
+        loss, accuracy = _loss_and_accuracy(
+            self.points.apply_fn, self.points.loss, params, self.points(params), self.points.ys
+        )
+        return {"surrogate_loss": loss, "adversarial_accuracy": accuracy}
+
+
+class LinearizationProbe(eqx.Module):
+    r"""How far the network left its tangent at $W_0$.
+
+    Over points and outputs, "linearization_error" is the root mean square of $f(W, x) - f_{lin}(W, x)$ with $f_{lin}(W,
+    x) = f(W_0, x) + \langle \nabla_W f(W_0, x), W - W_0 \rangle$, "largest_linearization_error" its largest absolute
+    value, "relative_linearization_error" that root mean square over the one of $f(W, x) - f(W_0, x)$ (nan at $W_0$).
+
+    Attributes:
+        apply_fn: (weights, one example) -> output.
+        params_0: $W_0$.
+        points: Examples, or `AttackedPoints` for those that an attack on the current weights finds.
+    """
+
+    apply_fn: Callable[..., Any]
+    params_0: PyTree
+    points: Float[Array, "n *dims"] | AttackedPoints
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Errors at `params`."""
+        xs = self.points(params) if isinstance(self.points, AttackedPoints) else self.points
+
+        def outputs(apply_fn: Callable[..., Any], weights: PyTree) -> Array:
+            return jax.vmap(apply_fn, (None, 0))(weights, xs)
+
+        now = outputs(self.apply_fn, params)
+        missed = now - outputs(Linearized(self.apply_fn, self.params_0), params)
+        change = now - outputs(self.apply_fn, self.params_0)
+        error = jnp.sqrt(jnp.mean(missed**2))
         return {
-            "natural_loss": jnp.mean(jax.vmap(self.loss)(outputs, self.ys)),
-            "natural_accuracy": jnp.mean(jax.vmap(Margin())(outputs, self.ys) < 0, dtype=outputs.dtype),
+            "linearization_error": error,
+            "largest_linearization_error": jnp.max(jnp.abs(missed)),
+            "relative_linearization_error": error / jnp.sqrt(jnp.mean(change**2)),
         }
+
+
+class BoundaryProbe(eqx.Module):
+    """Distance of the weights to the boundary of their constraint, "boundary_distance"; see `AbstractWeightSet`.
+
+    Attributes:
+        constraint: The set, as given to `fit`.
+        anchor: Its center, the weights given to `fit`.
+        trainable: Mask of the weights that train, as given to `fit`; None for all.
+    """
+
+    constraint: AbstractWeightSet
+    anchor: PyTree
+    trainable: PyTree[bool] | None = None
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Distance of `params`."""
+        mask = trainable_mask(params, self.trainable)
+        moving, center = eqx.filter(params, mask), eqx.filter(self.anchor, mask)
+        return {"boundary_distance": self.constraint.boundary_distance(moving, center)}
 
 
 class KernelDriftProbe(eqx.Module):
@@ -100,3 +174,11 @@ class FlippedPatternsProbe(eqx.Module):
 
         pairs = zip(patterns(params), patterns(self.params_0), strict=True)
         return {"flipped_patterns": jnp.stack([jnp.mean(now != before, dtype=self.xs.dtype) for now, before in pairs])}
+
+
+def _loss_and_accuracy(
+    apply_fn: Callable[..., Any], loss: Callable[..., Any], params: PyTree, xs: Array, ys: Array
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    outputs = jax.vmap(apply_fn, (None, 0))(params, xs)
+    right = jnp.mean(jax.vmap(Margin())(outputs, ys) < 0, dtype=outputs.dtype)
+    return jnp.mean(jax.vmap(loss)(outputs, ys)), right

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ntk_robust._core import SilentProgress
+from ntk_robust._core import AbstractProgress, SilentProgress
 from ntk_robust.training._fit import TrainingResult, finish, prepare
 from ntk_robust.training._loop import Program, advance, advance_together, start, start_together
 from ntk_robust.training._static import split
 
 
 def sweep(
-    runs: Sequence[Mapping[str, Any]], *, vectorize: bool | None = None, progress: Any = None
+    runs: Sequence[Mapping[str, Any]], *, vectorize: bool | None = None, progress: AbstractProgress | None = None
 ) -> list[TrainingResult]:
     """The results of many runs, in their order; runs that differ in numbers alone share one compiled program.
 

@@ -1,19 +1,12 @@
 """A whole run kept: every weight, gradient and perturbed input, for checks of theorems."""
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
-from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
-from ntk_robust.training._fit import fit
+from ntk_robust.training._fit import TrainingResult
 from ntk_robust.training._loop import Step
-from ntk_robust.training._methods import AbstractMethod
-from ntk_robust.training._weight_sets import AbstractWeightSet
 
 
 class Trajectory(eqx.Module):
@@ -37,86 +30,45 @@ class Trajectory(eqx.Module):
     surrogate_loss: Float[Array, " steps"]
     projected: Bool[Array, " steps"]
 
+    @staticmethod
+    def of(result: TrainingResult) -> "Trajectory":
+        """The trajectory of a run of `fit` that was given `record=record_trajectory`.
 
-def adversarial_trajectory(
-    apply_fn: Callable[..., Any],
-    params: PyTree,
-    xs: Float[Array, "n *dims"],
-    ys: Num[Array, "n ..."],
-    *,
-    loss: Callable[..., Any],
-    attack: AbstractAttack,
-    perturbations: AbstractPerturbationSet,
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
-    method: AbstractMethod | None = None,
-    trainable: PyTree[bool] | None = None,
-    constraint: AbstractWeightSet | None = None,
-    anchor: PyTree | None = None,
-    batch_size: int | None = None,
-    key: Key[Array, ""],
-) -> Trajectory:
-    """Everything that the loop of `fit` does in `num_steps` steps: the same program, with all of it written down.
+        Raises:
+            ValueError: If the run recorded something else, or stopped before its end.
+        """
+        history = result.history
+        if not {"params", "gradients", "xs", "xs_adv", "ys"} <= set(history):
+            raise ValueError(f"the run recorded {sorted(history)}; give fit record=record_trajectory")
+        if not result.finite:
+            raise ValueError(f"the run has no last weights: {result.message}")
+        return Trajectory(
+            params=jax.tree.map(
+                lambda first, later: jnp.concatenate([first[None], later]),
+                eqx.filter(result.params_0, eqx.is_array),
+                history["params"],
+            ),
+            gradients=history["gradients"],
+            xs=history["xs"],
+            xs_adv=history["xs_adv"],
+            ys=history["ys"],
+            surrogate_loss=history["surrogate_loss"],
+            projected=history["projected"],
+        )
 
-    Takes memory of `num_steps` times (twice the weights and twice the batch): for small networks and short runs.
+
+def record_trajectory(step: Step) -> dict[str, PyTree]:
+    """Everything about a step, for `fit(..., record=record_trajectory)` and `Trajectory.of` its result.
+
+    Takes memory of the number of steps times (twice the weights and twice the batch): for small networks and short
+    runs.
 
     Args:
-        apply_fn: As for `fit`, and so are the others.
-        params: W_0.
-        xs: Inputs.
-        ys: Targets.
-        loss: Trained and attacked loss.
-        attack: Inner maximization.
-        perturbations: Set that it searches.
-        optimizer: Any optax transformation; `optax.sgd(alpha)` is the theory's.
-        num_steps: T.
-        method: How a batch becomes a gradient.
-        trainable: Mask of trained weights.
-        constraint: Set to project on.
-        anchor: Its center.
-        batch_size: None for the full batch.
-        key: Randomness.
+        step: A step as the loop took it.
 
-    Raises:
-        ValueError: As `fit`.
-        FloatingPointError: If the run meets numbers that are not finite.
+    Returns:
+        Weights after the step, gradient, batch, perturbed batch and targets.
     """
-    result = fit(
-        apply_fn,
-        params,
-        xs,
-        ys,
-        loss=loss,
-        attack=attack,
-        perturbations=perturbations,
-        optimizer=optimizer,
-        num_steps=num_steps,
-        method=method,
-        trainable=trainable,
-        constraint=constraint,
-        anchor=anchor,
-        batch_size=batch_size,
-        record=_record_everything,
-        throw=True,
-        key=key,
-    )
-    history = result.history
-    return Trajectory(
-        params=jax.tree.map(
-            lambda first, later: jnp.concatenate([first[None], later]),
-            eqx.filter(params, eqx.is_array),
-            history["params"],
-        ),
-        gradients=history["gradients"],
-        xs=history["xs"],
-        xs_adv=history["xs_adv"],
-        ys=history["ys"],
-        surrogate_loss=history["surrogate_loss"],
-        projected=history["projected"],
-    )
-
-
-def _record_everything(step: Step) -> dict[str, PyTree]:
     return {
         "params": eqx.filter(step.next_params, eqx.is_array),
         "gradients": step.gradient,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ntk_robust._core._statistics import slope_fit
+from ntk_robust._core import slope_fit
 
 WIDTHS = np.array([64.0, 128.0, 256.0, 512.0])
 

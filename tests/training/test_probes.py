@@ -5,13 +5,18 @@ import numpy as np
 import optax
 import pytest
 
-from ntk_robust.attacks import FGSM, LinfBall
+from ntk_robust.attacks import FGSM, PGD, LinfBall
 from ntk_robust.losses import Squared
 from ntk_robust.models import FullyConnected
 from ntk_robust.training import (
+    AdversarialProbe,
+    AttackedPoints,
+    BoundaryProbe,
     DisplacementProbe,
     FlippedPatternsProbe,
     KernelDriftProbe,
+    LayerwiseFrobeniusBall,
+    LinearizationProbe,
     NaturalProbe,
     fit,
     parameter_displacement,
@@ -21,6 +26,7 @@ MODEL = FullyConnected(input_dim=3, width=8, num_hidden_layers=2, num_outputs="s
 XS = jr.normal(jr.key(0), (5, 3))
 YS = jnp.sign(jr.normal(jr.key(1), (5,)))
 PARAMS = MODEL.init(key=jr.key(2))
+ATTACKED = AttackedPoints(MODEL.apply, Squared(), PGD(num_steps=5, relative_step=0.5), LinfBall(0.2), XS, YS, jr.key(5))
 
 
 def tangent_gram(params):
@@ -48,6 +54,11 @@ def result():
             "natural": NaturalProbe(MODEL.apply, Squared(), XS, YS),
             "kernel": KernelDriftProbe(tangent_gram, tangent_gram(PARAMS)),
             "patterns": FlippedPatternsProbe(MODEL.preactivations, PARAMS, XS),
+            "adversarial": AdversarialProbe(ATTACKED),
+            "points": lambda params: {"xs_adv": ATTACKED(params)},
+            "tangent": LinearizationProbe(MODEL.apply, PARAMS, XS),
+            "attacked_tangent": LinearizationProbe(MODEL.apply, PARAMS, ATTACKED),
+            "boundary": BoundaryProbe(LayerwiseFrobeniusBall(2.0), PARAMS),
         },
         probe_every=3,
         record=lambda step: {"params": step.params},
@@ -79,12 +90,27 @@ def test_displacement_is_that_of_numpy_on_the_recorded_weights(result):
         np.testing.assert_allclose(measured["frobenius"], [np.sqrt(np.sum(d**2)) for d in deltas], rtol=1e-12)
         two_infinity = [np.max(np.abs(d)) if d.ndim == 1 else np.max(np.sqrt(np.sum(d**2, 1))) for d in deltas]
         np.testing.assert_allclose(measured["two_infinity"], two_infinity, rtol=1e-12)
+        spectral = [np.linalg.norm(d) if d.ndim == 1 else np.linalg.svd(d)[1][0] for d in deltas]
+        np.testing.assert_allclose(measured["spectral"], spectral, rtol=1e-10, atol=1e-15)
         flat, initial = (np.concatenate([leaf.ravel() for leaf in leaves]) for leaves in (deltas, before))
         assert measured["total"] == pytest.approx(np.linalg.norm(flat), rel=1e-12)
         assert measured["total_relative"] == pytest.approx(np.linalg.norm(flat) / np.linalg.norm(initial), rel=1e-12)
         relative = [np.linalg.norm(d) / np.linalg.norm(b) for d, b in zip(deltas, before, strict=True)]
         np.testing.assert_allclose(measured["relative"], relative, rtol=1e-12)
     assert result.probes["displacement"]["total"][0] == 0
+
+
+def test_theory_radius_is_the_smallest_ball_that_holds_the_layers(result):
+    moved = parameter_displacement(result.params, PARAMS)
+    smallest = float(moved.theory_radius(8).max())
+    inside, outside = (LayerwiseFrobeniusBall(smallest * factor / np.sqrt(8)) for factor in (1.0001, 0.9999))
+    assert inside.boundary_distance(result.params, PARAMS) > 0 > outside.boundary_distance(result.params, PARAMS)
+
+
+def test_path_lengths_add_up_the_steps_and_are_at_least_the_displacement(result):
+    lengths = np.cumsum(np.asarray(result.history["step_length"]))
+    np.testing.assert_allclose(result.path_length, lengths, rtol=1e-12)
+    assert result.path_length[-1] >= result.probes["displacement"]["total"][-1] > 0
 
 
 def test_drift_loss_accuracy_and_patterns_equal_direct_computation(result):
@@ -106,6 +132,44 @@ def test_drift_loss_accuracy_and_patterns_equal_direct_computation(result):
             ):
                 flips[layer] += np.mean((np.asarray(a) > 0) != (np.asarray(b) > 0)) / len(XS)
         np.testing.assert_allclose(result.probes["patterns"]["flipped_patterns"][row], flips, atol=1e-15)
+
+
+def test_a_stronger_attack_is_measured_where_it_ends(result):
+    for row, step in enumerate(result.probe_steps):
+        params, found = weights_at(result, int(step)), result.probes["points"]["xs_adv"][row]
+        assert np.max(np.abs(found - XS)) <= 0.2 * (1 + 1e-12)
+        outputs = np.array([MODEL.apply(params, x) for x in found])
+        adversarial = result.probes["adversarial"]
+        assert adversarial["surrogate_loss"][row] == pytest.approx(np.mean((outputs - YS) ** 2) / 2)
+        assert adversarial["adversarial_accuracy"][row] == np.mean(np.sign(outputs) == np.asarray(YS))
+        assert adversarial["surrogate_loss"][row] > result.probes["natural"]["natural_loss"][row]
+
+
+def test_linearization_errors_are_those_of_explicit_gradients(result):
+    gradient = jax.jit(jax.grad(MODEL.apply))
+    for row, step in enumerate(result.probe_steps):
+        params = weights_at(result, int(step))
+        attacked = result.probes["points"]["xs_adv"][row]
+        for name, points in (("tangent", XS), ("attacked_tangent", attacked)):
+            missed, changes = [], []
+            for x in points:
+                slopes = zip(jax.tree.leaves(gradient(PARAMS, x)), jax.tree.leaves(params), strict=True)
+                moves = zip(slopes, jax.tree.leaves(PARAMS), strict=True)
+                tangent = sum(np.sum(np.asarray(g) * (np.asarray(w) - np.asarray(w_0))) for (g, w), w_0 in moves)
+                changes.append(float(MODEL.apply(params, x) - MODEL.apply(PARAMS, x)))
+                missed.append(changes[-1] - tangent)
+            measured = {key: float(value[row]) for key, value in result.probes[name].items()}
+            assert measured["linearization_error"] == pytest.approx(np.sqrt(np.mean(np.square(missed))), abs=1e-13)
+            assert measured["largest_linearization_error"] == pytest.approx(np.max(np.abs(missed)), abs=1e-13)
+            if step > 0:
+                ratio = np.sqrt(np.mean(np.square(missed)) / np.mean(np.square(changes)))
+                assert measured["relative_linearization_error"] == pytest.approx(ratio)
+    assert result.probes["tangent"]["linearization_error"][-1] > 1e-5
+
+
+def test_boundary_distance_is_the_radius_minus_the_largest_layers_movement(result):
+    moved = np.asarray(result.probes["displacement"]["frobenius"])
+    np.testing.assert_allclose(result.probes["boundary"]["boundary_distance"], 2.0 - moved.max(axis=1), rtol=1e-12)
 
 
 def test_displacement_can_leave_frozen_layers_out():

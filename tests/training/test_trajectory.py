@@ -8,7 +8,7 @@ import pytest
 from ntk_robust.attacks import PGD, Identity, LinfBall
 from ntk_robust.losses import Absolute, Squared
 from ntk_robust.models import DeepReluNet
-from ntk_robust.training import FrobeniusBall, LayerwiseFrobeniusBall, adversarial_trajectory, fit
+from ntk_robust.training import FrobeniusBall, LayerwiseFrobeniusBall, Trajectory, fit, record_trajectory
 
 MODEL = DeepReluNet(input_dim=3, width=8, num_hidden_layers=2)
 XS = jr.normal(jr.key(0), (5, 3))
@@ -33,7 +33,8 @@ def settings(radius):
 
 @pytest.fixture(scope="module", params=[0.02, 100.0], ids=["projected", "free"])
 def run(request):
-    return request.param, adversarial_trajectory(MODEL.apply, PARAMS, XS, YS, **settings(request.param))
+    result = fit(MODEL.apply, PARAMS, XS, YS, **settings(request.param), record=record_trajectory)
+    return request.param, Trajectory.of(result)
 
 
 def flat(hidden, t):
@@ -99,7 +100,7 @@ def test_recorded_gradients_and_losses_are_those_at_the_recorded_weights_and_inp
 def test_projected_descent_on_a_quadratic_has_the_regret_that_online_gradient_descent_promises():
     # min_t L(W_t) - L(U) ≤ ‖W_0 - U‖²/(2αT) + (α/2T) Σ‖g_t‖² for every U of the ball: the loss is convex here.
     w_0, steps = jnp.zeros(3), 40
-    trajectory = adversarial_trajectory(
+    result = fit(
         lambda w, x: w @ x,
         w_0,
         XS,
@@ -110,8 +111,10 @@ def test_projected_descent_on_a_quadratic_has_the_regret_that_online_gradient_de
         optimizer=OPTIMIZER,
         constraint=FrobeniusBall(0.2),
         num_steps=steps,
+        record=record_trajectory,
         key=jr.key(0),
     )
+    trajectory = Trajectory.of(result)
     loss = lambda w: np.mean((np.asarray(XS) @ w - np.asarray(YS)) ** 2) / 2  # noqa: E731
     step_term = RATE / 2 * np.mean(np.sum(np.asarray(trajectory.gradients) ** 2, axis=1))
     for direction in np.random.default_rng(1).normal(size=(50, 3)):
@@ -120,9 +123,14 @@ def test_projected_descent_on_a_quadratic_has_the_regret_that_online_gradient_de
         assert trajectory.surrogate_loss.min() <= certificate
 
 
+def test_a_run_that_recorded_something_else_has_no_trajectory():
+    result = fit(MODEL.apply, PARAMS, XS, YS, **settings(1.0))
+    with pytest.raises(ValueError, match="give fit record=record_trajectory"):
+        Trajectory.of(result)
+
+
 @pytest.mark.slow
-def test_a_run_that_is_not_finite_raises():
-    with pytest.raises(FloatingPointError, match="training stopped in step"):
-        adversarial_trajectory(
-            MODEL.apply, PARAMS, XS, YS, **(settings(1.0) | {"optimizer": optax.sgd(1e300), "constraint": None})
-        )
+def test_a_run_that_is_not_finite_has_no_trajectory():
+    options = settings(1.0) | {"optimizer": optax.sgd(1e300), "constraint": None, "record": record_trajectory}
+    with pytest.raises(ValueError, match="training stopped in step"):
+        Trajectory.of(fit(MODEL.apply, PARAMS, XS, YS, **options))

@@ -17,7 +17,7 @@ from ntk_robust.losses import Absolute
 from ntk_robust.models import DeepReluNet, DeepReluParams
 from ntk_robust.theory._claim import summation_error
 from ntk_robust.theory.checks._adversaries import Mixture, RandomPoint, Weakest, each_and_switching, gradient_steps
-from ntk_robust.training import LayerwiseFrobeniusBall, Trajectory, adversarial_trajectory
+from ntk_robust.training import LayerwiseFrobeniusBall, Trajectory, fit, record_trajectory
 
 # The comparators stay inside B(R) by more than the rounding of their own length.
 _INSIDE = 1 - 1e-10
@@ -81,7 +81,7 @@ def record_run(
         step_size: Instead of the setting's α.
         radius: Of the balls projected on, instead of the setting's.
     """
-    return adversarial_trajectory(
+    result = fit(
         setting.net.apply,
         setting.params,
         setting.xs,
@@ -93,8 +93,11 @@ def record_run(
         num_steps=setting.num_steps,
         trainable=setting.net.trainable_mask(setting.params),
         constraint=LayerwiseFrobeniusBall(setting.radius if radius is None else radius),
+        record=record_trajectory,
+        throw=True,
         key=key,
     )
+    return Trajectory.of(result)
 
 
 def adversaries() -> dict[str, Mixture]:

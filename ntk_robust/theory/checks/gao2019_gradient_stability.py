@@ -8,8 +8,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from ntk_robust._core import Figure, Series, Table
-from ntk_robust._core._statistics import slope_fit
+from ntk_robust._core import Figure, Series, Table, slope_fit
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim
 from ntk_robust.theory._report import Report

@@ -8,8 +8,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust._core import Figure, Series, Table
-from ntk_robust._core._statistics import slope_fit
+from ntk_robust._core import Figure, Series, Table, slope_fit
 from ntk_robust.models import AbstractActivation, Relu, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, summation_error
