@@ -5,6 +5,7 @@ from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._displacement import Displacement, parameter_displacement
 from ntk_robust.training._fit import TrainingResult, fit, running_minimum
 from ntk_robust.training._free import Free
+from ntk_robust.training._history import SavedHistory, load_history, save_history
 from ntk_robust.training._linearized import Centered, Linearized
 from ntk_robust.training._loop import Step
 from ntk_robust.training._mart import Mart
@@ -59,6 +60,7 @@ __all__ = [
     "Problem",
     "RegretCertificate",
     "RegretRecord",
+    "SavedHistory",
     "Step",
     "Trades",
     "TrainingResult",
@@ -66,8 +68,10 @@ __all__ = [
     "WeightPerturbed",
     "at_rate",
     "fit",
+    "load_history",
     "parameter_displacement",
     "record_trajectory",
     "running_minimum",
+    "save_history",
     "sweep",
 ]

@@ -50,10 +50,8 @@ class Checkpoints:
         Raises:
             ValueError: If the folder holds a checkpoint and `resume` is off, or it is of another run.
         """
-        try:
-            import orbax.checkpoint as ocp  # noqa: PLC0415 - two seconds that only checkpoints cost
-        except ImportError as error:
-            raise ImportError("checkpoints need orbax-checkpoint: pip install orbax-checkpoint") from error
+        import orbax.checkpoint as ocp  # noqa: PLC0415 - two seconds that only checkpoints cost
+
         logging.getLogger("absl").setLevel(logging.WARNING)
         folder = Path(self.folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)

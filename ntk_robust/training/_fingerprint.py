@@ -85,6 +85,8 @@ class _Digester:
                 return [item for name in sorted(value, key=repr) for item in (name, value[name])]
             case list() | tuple():
                 return value
+            case jax.sharding.NamedSharding():
+                return [str(value.spec).encode(), str(value.mesh.devices.shape).encode()]
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.dtype() | np.ufunc():
                 return _class_parts(value) if isinstance(value, type) else [repr(value).encode()]
             case _:

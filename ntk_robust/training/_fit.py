@@ -1,7 +1,7 @@
 """Training as one compiled program between progress reports."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from ntk_robust._core import AbstractProgress, SilentProgress
@@ -79,6 +80,7 @@ def fit(
     constraint: AbstractWeightSet | None = None,
     anchor: PyTree | None = None,
     batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
     probes: Mapping[str, ProbeFn] | None = None,
     probe_every: int = 100,
     record: RecordFn | None = None,
@@ -113,6 +115,9 @@ def fit(
         anchor: Center of the constraint, weights like `params`; None is `params`.
         batch_size: Rows per step, drawn without replacement within an epoch; rows that do not fill a batch wait for
             the next epoch's permutation. None is the full batch of the theory.
+        devices: Devices over which the rows of every batch are split, `jax.local_devices()` for all of this process;
+            each holds all weights and data. None computes on the default device. Sums over rows are then taken in
+            another order, which changes rounding, not meaning.
         probes: Named functions of the (whole) weights, each returning a dict of arrays, run inside the program.
         probe_every: Steps between probings, k; the first and the last weights are always probed.
         record: Function of a `Step` that returns a dict of arrays; called in every step, they join the history.
@@ -147,6 +152,7 @@ def fit(
         constraint=constraint,
         anchor=anchor,
         batch_size=batch_size,
+        devices=devices,
         probes=probes,
         probe_every=probe_every,
         record=record,
@@ -197,6 +203,7 @@ def prepare(
     constraint: AbstractWeightSet | None = None,
     anchor: PyTree | None = None,
     batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
     probes: Mapping[str, ProbeFn] | None = None,
     probe_every: int = 100,
     record: RecordFn | None = None,
@@ -211,6 +218,7 @@ def prepare(
         raise ValueError(f"{len(xs)} inputs and {len(ys)} targets; give as many of each, at least one")
     if batch_size is not None and not 1 <= batch_size <= len(xs):
         raise ValueError(f"batch_size is {batch_size} with {len(xs)} examples; give 1 to {len(xs)}, or None for all")
+    sharding = _rows_over(devices, len(xs) if batch_size is None else batch_size)
     _check_dtypes(params, xs)
     mask = trainable_mask(params, trainable)
     trained, frozen = eqx.partition(params, mask)
@@ -236,11 +244,26 @@ def prepare(
         xs=xs,
         ys=ys,
         key=key,
+        sharding=sharding,
         num_steps=num_steps,
         probe_every=probe_every,
         batch_size=batch_size,
     )
-    return program, trained
+    if sharding is None:
+        return program, trained
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    program = eqx.tree_at(lambda p: (p.xs, p.ys, p.key), program, jax.device_put((xs, ys, key), everywhere))
+    return program, jax.device_put(trained, everywhere)
+
+
+def _rows_over(devices: Sequence[jax.Device] | None, rows: int) -> NamedSharding | None:
+    if devices is None:
+        return None
+    if len(devices) == 0 or rows % len(devices):
+        raise ValueError(
+            f"{rows} rows cannot be split evenly over {len(devices)} devices; give as many devices as divide the batch"
+        )
+    return NamedSharding(Mesh(np.asarray(devices), ("rows",)), PartitionSpec("rows"))
 
 
 def finish(program: Program, carry: Carry, params_0: PyTree, advice: str = "") -> TrainingResult:

@@ -108,6 +108,7 @@ class Program(eqx.Module):
         num_steps: Steps of the whole run.
         probe_every: Steps between probings.
         batch_size: Rows of a batch, None for all.
+        sharding: How the rows of a batch are split over devices, None for one device.
     """
 
     apply_fn: Callable[..., Any]
@@ -124,6 +125,7 @@ class Program(eqx.Module):
     xs: Float[Array, "n *dims"]
     ys: Num[Array, "n ..."]
     key: Key[Array, ""]
+    sharding: jax.sharding.NamedSharding | None
     num_steps: int = eqx.field(static=True)
     probe_every: int = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
@@ -163,7 +165,7 @@ class Program(eqx.Module):
         """The rows of step t, and the order of the epoch: a new permutation whenever an epoch begins."""
         order_key, method_key = jr.split(jr.fold_in(self.key, step))
         if self.batch_size is None:
-            return Batch(self.xs, self.ys, step, method_key), state.order
+            return Batch(self.split(self.xs), self.split(self.ys), step, method_key), state.order
         turn = step // self.method.num_replays
         place = turn % (len(state.order) // self.batch_size)
         order = lax.cond(
@@ -172,7 +174,11 @@ class Program(eqx.Module):
             lambda: state.order,
         )
         rows = lax.dynamic_slice_in_dim(order, place * self.batch_size, self.batch_size)
-        return Batch(self.xs[rows], self.ys[rows], step, method_key), order
+        return Batch(self.split(self.xs[rows]), self.split(self.ys[rows]), step, method_key), order
+
+    def split(self, rows: Num[Array, "b ..."]) -> Num[Array, "b ..."]:
+        """Rows of a batch, split over the devices."""
+        return rows if self.sharding is None else lax.with_sharding_constraint(rows, self.sharding)
 
     def step(self, state: State, index: Int[Array, ""]) -> tuple[State, dict[str, PyTree]]:
         """One step of the method, the optimizer and the projection, and its record."""

@@ -1,0 +1,142 @@
+"""What a run measured, as files: arrays in zarr, the rest in JSON."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ntk_robust._core import provenance, write_json_atomically
+from ntk_robust.training._fit import TrainingResult
+
+_ARRAYS, _SUMMARY = "history.zarr", "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedHistory:
+    """A history read back.
+
+    Attributes:
+        history: Records of the steps by name; trees that a `record` returned are flat, "params.hidden.0".
+        probes: Results of the probes by their name, then by that of the measurement.
+        probe_steps: How many steps the weights of each probing had taken.
+        summary: What `save_history` wrote beside the arrays: "num_steps", "finite", "message", "run", "about".
+    """
+
+    history: dict[str, np.ndarray]
+    probes: dict[str, dict[str, np.ndarray]]
+    probe_steps: np.ndarray
+    summary: dict[str, Any]
+
+
+def save_history(
+    folder: str | os.PathLike[str], result: TrainingResult, *, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes what a run measured to `folder`: `history.zarr`, one array per quantity, and `summary.json`.
+
+    The summary holds versions, device, precision and commit, so that a figure made of the arrays can be traced back. An
+    older history in the folder is replaced once the new one is complete.
+
+    Args:
+        folder: Where to write; made if it is missing.
+        result: The run, finished or from a callback of `fit`.
+        about: What else to keep, in JSON types: the arguments of the run, its seed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If it could not be written; an older history is then intact.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"history/{name}": values for name, values in _flat(result.history).items()}
+    arrays |= {f"probes/{name}": values for name, values in _flat(result.probes, separator="/").items()}
+    arrays["probe_steps"] = np.asarray(result.probe_steps)
+    part = Path(tempfile.mkdtemp(dir=folder, prefix=f".{_ARRAYS}.", suffix=".part"))
+    try:
+        for name, values in arrays.items():
+            _write_array(part / name, values)
+        _mark_groups(part, arrays)
+        part.chmod(0o755)
+        target, older = folder / _ARRAYS, part.with_suffix(".older")
+        if target.exists():
+            target.replace(older)
+        part.replace(target)
+        shutil.rmtree(older, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    summary = {
+        "num_steps": result.num_steps,
+        "finite": result.finite,
+        "message": result.message,
+        "last": {name: float(values[-1]) for name, values in _flat(result.history).items() if _is_curve(values)},
+        "run": provenance(),
+        "about": dict(about or {}),
+    }
+    write_json_atomically(folder / _SUMMARY, summary)
+    return folder
+
+
+def load_history(folder: str | os.PathLike[str]) -> SavedHistory:
+    """What `save_history` wrote.
+
+    Raises:
+        ValueError: If the folder holds no history.
+    """
+    folder = Path(folder)
+    if not (folder / _ARRAYS).is_dir() or not (folder / _SUMMARY).is_file():
+        raise ValueError(f"{folder} holds no {_ARRAYS} with a {_SUMMARY}; give a folder that save_history wrote")
+    root = folder / _ARRAYS
+    found = {str(path.parent.relative_to(root)): _read_array(path.parent) for path in sorted(root.rglob(".zarray"))}
+    probes: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in found.items():
+        if name.startswith("probes/"):
+            _, probe, measurement = name.split("/", 2)
+            probes.setdefault(probe, {})[measurement] = values
+    return SavedHistory(
+        history={name.removeprefix("history/"): a for name, a in found.items() if name.startswith("history/")},
+        probes=probes,
+        probe_steps=found["probe_steps"],
+        summary=json.loads((folder / _SUMMARY).read_text()),
+    )
+
+
+def _flat(tree: PyTree[Array], separator: str = ".") -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=separator): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _is_curve(values: np.ndarray) -> bool:
+    return values.ndim == 1 and len(values) > 0
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    import tensorstore  # noqa: PLC0415 - only files need it
+
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
+    store = tensorstore.open(spec, create=True, dtype=values.dtype, shape=values.shape).result()
+    if values.size:
+        store.write(values).result()
+
+
+def _read_array(path: Path) -> np.ndarray:
+    import tensorstore  # noqa: PLC0415 - only files need it
+
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
+    return tensorstore.open(spec, open=True, read=True).result().read().result()
+
+
+def _mark_groups(root: Path, names: Mapping[str, Any]) -> None:
+    """Says to other readers of zarr that the folders above the arrays are groups."""
+    groups = {root} | {folder for name in names for folder in (root / name).parents if root in folder.parents}
+    for group in groups:
+        (group / ".zgroup").write_text('{"zarr_format": 2}\n')

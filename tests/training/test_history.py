@@ -1,0 +1,87 @@
+import errno
+import json
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+import tensorstore
+
+from ntk_robust.attacks import FGSM, LinfBall
+from ntk_robust.losses import Squared
+from ntk_robust.training import DisplacementProbe, fit, load_history, save_history
+from ntk_robust.training import _history as module
+
+XS, YS = jr.normal(jr.key(0), (6, 4)), jnp.sign(jr.normal(jr.key(1), (6,)))
+PARAMS = {"hidden": jr.normal(jr.key(2), (5, 4)), "readout": jr.normal(jr.key(3), (5,))}
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fit(
+        lambda params, x: params["readout"] @ jnp.tanh(params["hidden"] @ x),
+        PARAMS,
+        XS,
+        YS,
+        loss=Squared(),
+        attack=FGSM(),
+        perturbations=LinfBall(0.1),
+        optimizer=optax.sgd(0.05),
+        num_steps=5,
+        probes={"moved": DisplacementProbe(PARAMS)},
+        probe_every=2,
+        record=lambda step: {"params": step.params},
+        key=jr.key(4),
+    )
+
+
+def test_a_history_read_back_has_the_same_bits_and_says_what_made_it(result, tmp_path):
+    saved = load_history(save_history(tmp_path / "run", result, about={"seed": 4}))
+    for name in ("objective", "surrogate_loss", "gradient_norm", "step_length", "projected"):
+        assert np.array_equal(saved.history[name], result.history[name])
+        assert saved.history[name].dtype == result.history[name].dtype
+    assert np.array_equal(saved.history["params.hidden"], result.history["params"]["hidden"])
+    assert set(saved.probes["moved"]) == set(result.probes["moved"])
+    for name, values in result.probes["moved"].items():
+        assert np.array_equal(saved.probes["moved"][name], values)
+    assert saved.probe_steps.tolist() == [0, 2, 4, 5]
+    assert saved.summary["num_steps"] == 5
+    assert saved.summary["about"] == {"seed": 4}
+    assert saved.summary["run"]["versions"]["jax"] == jax.__version__
+    assert saved.summary["last"]["objective"] == float(result.history["objective"][-1])
+
+
+def test_the_arrays_are_plain_zarr(result, tmp_path):
+    save_history(tmp_path, result)
+    # The format's own description: C order, little endian, and groups above the arrays.
+    described = json.loads((tmp_path / "history.zarr/history/objective/.zarray").read_text())
+    assert (described["zarr_format"], described["shape"], described["dtype"]) == (2, [5], "<f8")
+    assert json.loads((tmp_path / "history.zarr/history/.zgroup").read_text()) == {"zarr_format": 2}
+    assert (tmp_path / "history.zarr/.zgroup").exists()
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(tmp_path / "history.zarr/history/objective")}}
+    assert np.array_equal(tensorstore.open(spec).result().read().result(), result.history["objective"])
+
+
+def test_a_newer_history_replaces_an_older_one_and_a_full_disk_leaves_it(result, tmp_path, monkeypatch):
+    save_history(tmp_path, result, about={"which": "older"})
+    save_history(tmp_path, result, about={"which": "newer"})
+    assert load_history(tmp_path).summary["about"] == {"which": "newer"}
+
+    def full(path, values):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "_write_array", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_history(tmp_path, result, about={"which": "newest"})
+    monkeypatch.undo()
+    saved = load_history(tmp_path)
+    assert saved.summary["about"] == {"which": "newer"}
+    assert np.array_equal(saved.history["objective"], result.history["objective"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.zarr", "summary.json"]
+
+
+def test_a_folder_without_a_history_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no history\.zarr"):
+        load_history(tmp_path)
