@@ -221,7 +221,7 @@ def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndar
     ]
     return Study(
         name="training_displacement",
-        title="Training moves weights by a distance that does not grow with width",
+        title="How far training moves weights and kernel, against width",
         text=(
             f"Full-batch gradient descent, {sizes.num_steps} steps at learning rate {_LEARNING_RATE} with "
             f"momentum {_MOMENTUM}, on the cross-entropy of ReLU networks with {_DEPTH} hidden layers in NTK "
