@@ -16,7 +16,6 @@ from ntk_robust.kernels._forecast import GramForecast, forecast_gram
 from ntk_robust.kernels._gram import gram
 from ntk_robust.kernels._metrics import effective_rank, kernel_alignment, kernel_drift
 from ntk_robust.kernels._neural_tangents import load_neural_tangents
-from ntk_robust.kernels._on_disk import gram_on_disk
 from ntk_robust.kernels._regression import (
     GradientFlow,
     KernelRegression,
@@ -50,7 +49,6 @@ __all__ = [
     "forecast_gram",
     "gradient_flow",
     "gram",
-    "gram_on_disk",
     "kernel_alignment",
     "kernel_drift",
     "kernel_matvec",

@@ -10,6 +10,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._forecast import plan_gram
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, tile_values
 
 Matvec = Callable[[np.ndarray], np.ndarray]
@@ -80,7 +81,7 @@ def pivoted_cholesky(
     if not ridge >= 0.0:
         raise ValueError(f"ridge is {ridge}; give a number of at least 0")
     points = np.asarray(x)
-    plan = TilePlan.of(kernel, points, points[:1], None)
+    plan = TilePlan.of(kernel, points, points[:1], (1, 1))
     left = np.array(kernel.diagonal(jnp.asarray(points)))
     total = float(left.sum())
     factor = np.zeros((n, rank), plan.dtype)
@@ -112,7 +113,7 @@ def kernel_matvec(kernel: KernelLike, x: Any, *, tile: int | None = None) -> Mat
     Returns:
         A function of columns, for `conjugate_gradients`.
     """
-    plan = TilePlan.of(kernel, x, None, tile)
+    plan = plan_gram(kernel, x, None, tile, x)
 
     def product(v: np.ndarray) -> np.ndarray:
         result = np.zeros_like(v)

@@ -1,18 +1,29 @@
-"""What a Gram matrix will cost, before it is computed."""
+"""What a Gram matrix will cost, before it is computed, and the tile that fits."""
 
 import dataclasses
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ntk_robust.kernels._tiles import KernelLike, TilePlan, tile_values
+from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
+
+Destination = np.ndarray | jax.Device | str | os.PathLike[str] | None
 
 _GIB = 2.0**30
-# A tile needs about this many arrays of its size while it is computed: cosines, their complements, the result, copies.
-_ARRAYS_PER_TILE = 8
+# Larger tiles gain nothing on a processor; an accelerator wants longer work between two transfers.
+_LARGEST_TILE, _LARGEST_TILE_OF_ACCELERATORS, _SMALLEST_TILE = 2048, 8192, 128
+# On the way to a file a tile exists as the result, its copy for the writer, the mirrored copy, and once more while
+# the next one is computed.
+_COPIES_IN_MEMORY, _COPIES_ON_THE_WAY = 1, 5
+# Growth of the process that belongs to no array: the compiler and its program.
+_COMPILER = 96 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,74 +33,180 @@ class GramForecast:
     Attributes:
         tile: Rows and columns of a tile.
         num_tiles: Tiles to compute, half of them where the matrix is symmetric.
-        memory_bytes: Peak of host memory beside the examples: tiles at work, and the matrix unless it goes to disk.
-        disk_bytes: Size on disk without compression; 0 in memory.
-        seconds: Computing time by the clock of two tiles on this machine now; an estimate of the order, not a bound.
-        memory_available: Bytes that the system can give, None where it does not say.
+        memory_bytes: Peak of host memory beside the examples and what the process holds already: tiles at work (as the
+            compiler plans them) and the matrix where it stays in memory.
+        device_bytes: The same of an accelerator's memory; 0 where the device is the host.
+        disk_bytes: Size on disk, without compression; 0 in memory.
+        seconds: By the clock of two tiles (and, for a matrix on disk, of writing one) on this machine now; an estimate
+            of the order, not a bound.
+        memory_available: Bytes that the system and the limits of the process's control group can give, None where
+            they do not say.
+        device_available: Free bytes of the accelerator, None where the device is the host or does not say.
         disk_available: Free bytes where the matrix would go, None in memory.
     """
 
-    tile: int
+    tile: tuple[int, int]
     num_tiles: int
     memory_bytes: int
+    device_bytes: int
     disk_bytes: int
     seconds: float
     memory_available: int | None
+    device_available: int | None
     disk_available: int | None
 
     @property
     def fits(self) -> bool:
-        """Whether memory and disk suffice."""
-        memory = self.memory_available is None or self.memory_bytes <= self.memory_available
-        return memory and (self.disk_available is None or self.disk_bytes <= self.disk_available)
+        """Whether memory, device and disk suffice."""
+        needs = (self.memory_bytes, self.device_bytes, self.disk_bytes)
+        available = (self.memory_available, self.device_available, self.disk_available)
+        return all(a is None or n <= a for n, a in zip(needs, available, strict=True))
 
 
 def forecast_gram(
-    kernel: KernelLike,
-    x1: np.ndarray,
-    x2: np.ndarray | None = None,
-    *,
-    tile: int | None = None,
-    out: str | os.PathLike[str] | None = None,
+    kernel: KernelLike, x1: Any, x2: Any = None, *, tile: int | None = None, out: Destination = None
 ) -> GramForecast:
-    """Memory, disk and time of `gram` (with `out`: of `gram_on_disk`) for the same arguments.
+    """Memory, disk and time of `gram` with the same arguments.
 
-    Computes one tile twice, the first time to compile it.
+    Computes one tile twice, the first time to compile it; for a matrix on disk it also writes and deletes one file of
+    the size of a tile.
 
     Args:
         kernel: A kernel or a function of two sets of examples.
         x1: Examples.
         x2: Examples; None for `x1`.
-        tile: Rows of a tile; None chooses from the memory that is there.
-        out: Folder of a matrix on disk; None for one in memory.
+        tile: Rows and columns of a tile; None chooses from the memory that is there.
+        out: Where the matrix would go, as for `gram`; of a matrix on disk that exists in part, the whole is meant.
 
     Returns:
         The forecast; nothing is refused here.
     """
-    plan = TilePlan.of(kernel, x1, x2, tile)
-    first = plan.pairs[0]
-    tile_values(kernel, x1, x2, plan, first)
+    x1, x2 = np.asarray(x1), None if x2 is None else np.asarray(x2)
+    plan = plan_gram(kernel, x1, x2, tile, out)
+    # an off-diagonal tile where there is one: most of them are
+    example = plan.pairs[min(1, len(plan.pairs) - 1)]
+    tile_values(kernel, x1, x2, plan, example)
     start = time.perf_counter()
-    tile_values(kernel, x1, x2, plan, first)
+    tile_values(kernel, x1, x2, plan, example)
     seconds = (time.perf_counter() - start) * len(plan.pairs)
-    return GramForecast(
-        tile=plan.tile,
-        num_tiles=len(plan.pairs),
-        memory_bytes=memory_needed(plan, in_memory=out is None),
-        disk_bytes=0 if out is None else plan.num_bytes,
-        seconds=seconds,
-        memory_available=memory_available(),
-        disk_available=None if out is None else disk_available(Path(out)),
+    folder = folder_of(out)
+    if folder is not None:  # the writer works beside the device
+        seconds = max(seconds, _seconds_to_write(folder, plan.tile_bytes) * plan.num_bytes / plan.tile_bytes)
+    return GramForecast(plan.tile, len(plan.pairs), *needs(kernel, x1, plan, out), seconds, *available(out))
+
+
+def folder_of(out: Destination) -> Path | None:
+    """The folder of a matrix on disk, None for other destinations."""
+    return Path(out) if isinstance(out, str | os.PathLike) else None
+
+
+def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] | None, out: Destination) -> TilePlan:
+    """The tiles, of the size asked for or the largest that fits (or of 128 where none does)."""
+    if tile is not None:
+        return TilePlan.of(kernel, x1, x2, tile if isinstance(tile, tuple) else (tile, tile))
+    room, columns = available(out), x1 if x2 is None else x2
+    largest = _LARGEST_TILE if _device(out).platform == "cpu" else _LARGEST_TILE_OF_ACCELERATORS
+    while True:
+        size = (balanced(max(1, x1.shape[0]), largest), balanced(max(1, columns.shape[0]), largest))
+        plan = TilePlan.of(kernel, x1, x2, size)
+        parts = zip(needs(kernel, x1, plan, out), room, strict=True)
+        if largest <= _SMALLEST_TILE or all(free is None or needed <= free for needed, free in parts):
+            return plan
+        largest //= 2
+
+
+def needs(kernel: KernelLike, x1: Any, plan: TilePlan, out: Destination) -> tuple[int, int, int]:
+    """Bytes of memory, of the accelerator and of the disk."""
+    program = program_bytes(kernel, x1, plan)
+    copies = _COPIES_IN_MEMORY if folder_of(out) is None else _COPIES_ON_THE_WAY
+    host = copies * plan.tile_bytes + _COMPILER + _matrix_bytes(plan, out, "memory")
+    device = program + _matrix_bytes(plan, out, "memory of the device")
+    disk = _matrix_bytes(plan, out, "disk")
+    return (host + device, 0, disk) if _device(out).platform == "cpu" else (host, device, disk)
+
+
+def refuse_what_cannot_fit(plan: TilePlan, needed: tuple[int, int, int], out: Destination) -> None:
+    """Refuses a matrix larger than memory, device or disk.
+
+    Raises:
+        ValueError: With what it needs, what there is, and what would fit.
+    """
+    names = ("memory", "memory of the device", "disk")
+    for name, needs, free in zip(names, needed, available(out), strict=True):
+        if free is None or needs <= free:
+            continue
+        room = free - (needs - _matrix_bytes(plan, out, name))
+        if room <= 0:
+            remedy = "give a smaller tile"
+        else:
+            rows = int((room / plan.dtype.itemsize) ** 0.5)
+            fit = f"{rows} rows" if plan.symmetric else f"{room // (plan.dtype.itemsize * plan.shape[1])} rows of x1"
+            remedy = f"about {fit} would fit" + ("" if name == "disk" else "; out=FOLDER needs no such memory")
+        raise ValueError(
+            f"a matrix of {plan.shape[0]} x {plan.shape[1]} {plan.dtype} in tiles of {plan.tile[0]} x {plan.tile[1]} "
+            f"needs {needs / _GIB:.2f} GiB of {name} and {free / _GIB:.2f} GiB are available; {remedy}"
+        )
+
+
+def available(out: Destination) -> tuple[int | None, int | None, int | None]:
+    """Free bytes of memory, of the accelerator, and of the disk where `out` is a folder."""
+    folder = folder_of(out)
+    return (
+        memory_available(),
+        device_available(_device(out)),
+        None if folder is None else disk_available(folder),
     )
 
 
-def memory_needed(plan: TilePlan, *, in_memory: bool) -> int:
-    """Bytes of tiles at work, and of the whole matrix where it stays in memory."""
-    return _ARRAYS_PER_TILE * plan.tile**2 * plan.dtype.itemsize + plan.num_bytes * in_memory
-
-
 def memory_available() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the system does not say."""
+    """Bytes that can be had without swapping, within the limits of control groups; None where nothing says."""
+    known = [_meminfo(), *_control_groups()]
+    return min((size for size in known if size is not None), default=None)
+
+
+def device_available(device: jax.Device) -> int | None:
+    """Free bytes of an accelerator; None for the host, and where the device does not say."""
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    return None if stats is None or "bytes_limit" not in stats else stats["bytes_limit"] - stats["bytes_in_use"]
+
+
+def disk_available(path: Path) -> int:
+    """Free bytes of the file system that holds `path` or its first existing parent."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _matrix_bytes(plan: TilePlan, out: Destination, where: str) -> int:
+    """Size of the whole matrix if this is where it goes and it is not there yet."""
+    if folder_of(out) is not None:
+        place = "disk"
+    elif isinstance(out, jax.Device):
+        place = "memory" if out.platform == "cpu" else "memory of the device"
+    else:
+        place = "memory" if out is None else "there already"
+    return plan.num_bytes if place == where else 0
+
+
+def _device(out: Destination) -> jax.Device:
+    """Where tiles are computed."""
+    if isinstance(out, jax.Device):
+        return out
+    return next(iter(jnp.zeros(()).devices()))
+
+
+def _seconds_to_write(folder: Path, num_bytes: int) -> float:
+    start = time.perf_counter()
+    with tempfile.TemporaryFile(dir=_existing(folder)) as file:
+        file.write(os.urandom(4096) * (num_bytes // 4096 + 1))
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def _meminfo() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -97,29 +214,20 @@ def memory_available() -> int | None:
         return None
 
 
-def disk_available(path: Path) -> int:
-    """Free bytes of the file system that holds `path` or its first existing parent."""
-    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
-
-
-def refuse_what_cannot_fit(plan: TilePlan, path: Path | None) -> None:
-    """Refuses a matrix larger than memory or disk.
-
-    Raises:
-        ValueError: With what it needs, what there is, and what would fit.
-    """
-    needed, available = memory_needed(plan, in_memory=path is None), memory_available()
-    if available is not None and needed > available:
-        rows = int((available / plan.dtype.itemsize) ** 0.5)
-        remedy = "give a smaller tile" if path else f"about {rows} rows would fit; gram_on_disk needs no such memory"
-        raise ValueError(
-            f"a matrix of {plan.shape[0]} x {plan.shape[1]} {plan.dtype} in tiles of {plan.tile} needs "
-            f"{needed / _GIB:.2f} GiB of memory and {available / _GIB:.2f} GiB are available; {remedy}"
-        )
-    if path is not None and plan.num_bytes > disk_available(path):
-        free = disk_available(path)
-        raise ValueError(
-            f"a matrix of {plan.shape[0]} x {plan.shape[1]} {plan.dtype} needs {plan.num_bytes / _GIB:.2f} GiB on disk "
-            f"and {path} has {free / _GIB:.2f} GiB; about {int((free / plan.dtype.itemsize) ** 0.5)} rows would fit"
-        )
+def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Free bytes under the limits of this process's control group (version 2) and the groups around it."""
+    try:
+        name = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    group, found = root / name.strip("/"), []
+    while group.is_relative_to(root):
+        try:
+            limit, used = ((group / f"memory.{what}").read_text().strip() for what in ("max", "current"))
+            cache = (group / "memory.stat").read_text().partition("inactive_file ")[2].split()
+            if limit != "max":  # the cache of files is given back when memory is short
+                found.append(int(limit) - int(used) + int(cache[0] if cache else 0))
+        except (OSError, ValueError):
+            pass
+        group = group.parent
+    return found

@@ -9,93 +9,107 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ntk_robust._core import SilentProgress, write_json_atomically
+from ntk_robust._core import write_json_atomically
 from ntk_robust.kernels._base import AbstractKernel
-from ntk_robust.kernels._forecast import refuse_what_cannot_fit
+from ntk_robust.kernels._forecast import needs, plan_gram, refuse_what_cannot_fit
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, tile_values
 
 if TYPE_CHECKING:
     import tensorstore
 
-_IDENTITY, _DONE = "identity.json", "tiles_done.json"
+_IDENTITY, _DONE = "identity.json", "tiles_done.txt"
+_ROWS_HASHED_AT_ONCE = 1024
 
 
-def gram_on_disk(
-    path: str | os.PathLike[str],
-    kernel: KernelLike,
-    x1: Any,
-    x2: Any = None,
-    *,
-    tile: int | None = None,
-    kernel_name: str | None = None,
-    progress: Any = None,
+def on_disk(
+    kernel: KernelLike, x1: Any, x2: Any, *, tile: int | None, out: Any, kernel_name: str | None, progress: Any
 ) -> "tensorstore.TensorStore":
-    """Kernel matrix as a zarr array in the folder `path`, tile by tile; a run that was killed continues.
+    """`gram` for a folder.
 
-    Beside the array lie a fingerprint of data, kernel, dtype, shape and tile, and the list of finished tiles, which
-    grows after a tile is on disk. Killed at any moment and called again, it computes what is missing and ends with the
-    same bits; a finished matrix is opened. Memory is that of a few tiles and the examples.
-
-    Args:
-        path: Folder; made where missing.
-        kernel: A kernel, or a function (x1, x2 or None) → matrix, then with `kernel_name`.
-        x1: Examples, one per row.
-        x2: Examples; None for `x1`.
-        tile: Rows and columns of a tile, which is also the chunk of the array; None for 2048.
-        kernel_name: What identifies a function's values (weights included); a kernel is identified by its fields.
-        progress: Where to report, an `AbstractProgress`; None is silence.
-
-    Returns:
-        The array, open for reading: `store[i:j].read().result()` is a NumPy array.
-
-    Raises:
-        ValueError: If `path` holds a matrix of other data, kernel, dtype, shape or tile (with what differs), if a
-            function
-            comes without `kernel_name`, or if memory or disk do not suffice (with what would fit).
+    While a tile travels to the disk the next one is computed; a tile is noted as done after the writer says that its
+    data are on disk, never before.
     """
-    path = Path(path)
-    plan = TilePlan.of(kernel, x1, x2, tile)
+    path = Path(out)
+    there = json.loads((path / _IDENTITY).read_text()) if (path / _IDENTITY).exists() else None
+    if there is None and path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is a folder with other things in it; give a new or empty folder")
+    chosen = tuple(there["tile"]) if there is not None and tile is None else tile
+    plan = plan_gram(kernel, x1, x2, chosen, out)
     identity = {
-        "format": 1,
+        "format": 2,
         "shape": list(plan.shape),
         "dtype": plan.dtype.name,
-        "tile": plan.tile,
+        "tile": list(plan.tile),
         "symmetric": plan.symmetric,
         "kernel": _kernel_fingerprint(kernel, kernel_name),
         "x1": _array_fingerprint(x1),
         "x2": None if x2 is None else _array_fingerprint(x2),
     }
-    if (path / _IDENTITY).exists():
-        _refuse_another(path, json.loads((path / _IDENTITY).read_text()), identity)
-    else:
-        if path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is a folder with other things in it; give a new or empty folder")
-        refuse_what_cannot_fit(plan, path)
+    if there is not None:
+        _refuse_another(path, there, identity)
+    done = _finished(path / _DONE) & set(plan.pairs)
+    missing = [start for start in plan.pairs if start not in done]
+    if missing:
+        memory, device, disk = needs(kernel, x1, plan, out)
+        refuse_what_cannot_fit(plan, (memory, device, disk * len(missing) // len(plan.pairs)), out)
+    if there is None:
         write_json_atomically(path / _IDENTITY, identity)
-    done = set(map(tuple, json.loads((path / _DONE).read_text()))) if (path / _DONE).exists() else set()
     store = _open(path, plan)
-    with (progress or SilentProgress()).task("kernel matrix", total=len(plan.pairs)) as task:
-        for i, j in plan.pairs:
-            if (i, j) not in done:
-                block = tile_values(kernel, x1, x2, plan, (i, j))
-                rows, columns = slice(i, i + block.shape[0]), slice(j, j + block.shape[1])
-                store[rows, columns].write(block).result()
-                if plan.symmetric and i != j:
-                    store[columns, rows].write(block.T).result()
-                done.add((i, j))
-                write_json_atomically(path / _DONE, sorted(done))
-            task.advance()
+    with progress.task("kernel matrix", total=len(plan.pairs)) as task:
+        task.advance(len(done))
+        if missing:
+            with (path / _DONE).open("ab", buffering=0) as log:
+                log.write(b"\n")  # ends an entry that a kill has cut short
+                on_the_way = None
+                for start in missing:
+                    block = tile_values(kernel, x1, x2, plan, start)
+                    if on_the_way is not None:
+                        _note(log, *on_the_way)
+                        task.advance()
+                    on_the_way = start, _write(store, plan, start, block)
+                if on_the_way is not None:
+                    _note(log, *on_the_way)
+                    task.advance()
     return store
+
+
+def _write(store: Any, plan: TilePlan, start: tuple[int, int], block: np.ndarray) -> list[Any]:
+    """Starts to write a tile and its mirror image; the futures end when the data are on disk."""
+    rows, columns = plan.cut(start)
+    futures = [store[rows, columns].write(block)]
+    if plan.symmetric and rows != columns:
+        futures.append(store[columns, rows].write(block.T))
+    return futures
+
+
+def _note(log: Any, start: tuple[int, int], written: list[Any]) -> None:
+    """Adds a tile to the list of finished ones as soon as it is on disk."""
+    for future in written:
+        future.result()
+    log.write(b"%d %d;\n" % start)
+    os.fsync(log.fileno())
+
+
+def _finished(path: Path) -> set[tuple[int, ...]]:
+    """The tiles listed; an entry counts once its semicolon is there."""
+    if not path.exists():
+        return set()
+    entries = (line[:-1].split() for line in path.read_text().split("\n") if line.endswith(";"))
+    return {tuple(map(int, entry)) for entry in entries}
 
 
 def _open(path: Path, plan: TilePlan) -> "tensorstore.TensorStore":
     import tensorstore  # noqa: PLC0415 - only matrices on disk need it
 
-    chunk = [min(plan.tile, size) for size in plan.shape]
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": str(path / "gram.zarr")},
-        "metadata": {"shape": list(plan.shape), "chunks": chunk, "dtype": plan.dtype.str, "compressor": None},
+        "metadata": {
+            "shape": list(plan.shape),
+            "chunks": list(plan.tile),
+            "dtype": plan.dtype.str,
+            "compressor": None,
+        },
     }
     return tensorstore.open(spec, open=True, create=True).result()
 
@@ -121,6 +135,9 @@ def _kernel_fingerprint(kernel: KernelLike, name: str | None) -> str:
     return digest.hexdigest()
 
 
-def _array_fingerprint(x: Any) -> str:
-    x = np.ascontiguousarray(x)
-    return f"{x.dtype.name}{list(x.shape)}:{hashlib.sha256(x.tobytes()).hexdigest()}"
+def _array_fingerprint(x: np.ndarray) -> str:
+    """Of dtype, shape and bytes, without a copy of the whole."""
+    digest = hashlib.sha256()
+    for start in range(0, len(x), _ROWS_HASHED_AT_ONCE):
+        digest.update(np.ascontiguousarray(x[start : start + _ROWS_HASHED_AT_ONCE]).tobytes())
+    return f"{x.dtype.name}{list(x.shape)}:{digest.hexdigest()}"

@@ -1,5 +1,6 @@
 """Tiles against the whole, and metrics against their definitions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,21 @@ def test_tiles_make_the_whole_matrix():
         np.testing.assert_array_equal(found, found.T)
         np.testing.assert_array_equal(np.diagonal(found), np.diagonal(whole))
     np.testing.assert_allclose(gram(kernel, x, z, tile=4), kernel.gram(jnp.asarray(x), jnp.asarray(z)), rtol=1e-13)
+
+
+def test_the_destination_changes_the_place_and_not_the_values():
+    kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
+    x, z = (np.random.default_rng(0).normal(size=(n, 3)) for n in (11, 5))
+    for other in (None, z):
+        whole = gram(kernel, x, other, tile=4)
+        there = gram(kernel, x, other, tile=4, out=jax.devices()[0])
+        assert isinstance(there, jax.Array)
+        np.testing.assert_array_equal(there, whole)
+        filled = np.full(whole.shape, np.nan)
+        assert gram(kernel, x, other, tile=4, out=filled) is filled
+        np.testing.assert_array_equal(filled, whole)
+    with pytest.raises(ValueError, match="make them agree"):
+        gram(kernel, x, out=np.empty((11, 11), np.float32))
 
 
 def test_a_function_of_two_sets_can_be_tiled(key):

@@ -1,18 +1,15 @@
 """Matrices on disk: interruption, resumption, refusal, forecast."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from ntk_robust.kernels import _forecast, analytic_ntk, gram
-from ntk_robust.kernels._forecast import forecast_gram
-from ntk_robust.kernels._on_disk import gram_on_disk
+from ntk_robust.kernels import _forecast, _on_disk, analytic_ntk, forecast_gram, gram
 from ntk_robust.models import FullyConnected
 
 KERNEL = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
@@ -43,100 +40,202 @@ def _points(n, seed=0):
     return np.random.default_rng(seed).normal(size=(n, 3))
 
 
+def _listed(folder):
+    return [line for line in (folder / "tiles_done.txt").read_text().split("\n") if line]
+
+
 def test_an_interrupted_matrix_continues_and_ends_with_the_same_bits(tmp_path):
     x = _points(10)
     whole = gram(KERNEL, x, tile=4)
     with pytest.raises(KeyboardInterrupt):
-        gram_on_disk(tmp_path / "k", KERNEL, x, tile=4, progress=_StopAfter(2))
-    done = json.loads((tmp_path / "k" / "tiles_done.json").read_text())
-    assert len(done) == 2
-    store = gram_on_disk(tmp_path / "k", KERNEL, x, tile=4)
+        gram(KERNEL, x, tile=4, out=tmp_path / "k", progress=_StopAfter(2))
+    assert _listed(tmp_path / "k") == ["0 0;", "0 4;"]
+    store = gram(KERNEL, x, tile=4, out=tmp_path / "k")
     np.testing.assert_array_equal(store.read().result(), whole)
-    # a finished one is opened: nothing is computed, so a kernel that cannot be computed does no harm
-    again = gram_on_disk(tmp_path / "k", KERNEL, x, tile=4)
+    assert len(_listed(tmp_path / "k")) == 6
+    # without a tile size that of the matrix on disk counts; a finished one is opened and nothing computed
+    again = gram(KERNEL, x, out=tmp_path / "k", progress=_StopAfter(7))
     np.testing.assert_array_equal(again[2:5].read().result(), whole[2:5])
+    assert len(_listed(tmp_path / "k")) == 6
 
 
-def test_a_tile_that_was_written_but_not_noted_is_written_again(tmp_path):
-    x = _points(10)
-    store = gram_on_disk(tmp_path / "k", KERNEL, x, tile=4)
-    whole = store.read().result()
-    done = tmp_path / "k" / "tiles_done.json"
-    done.write_text(json.dumps(json.loads(done.read_text())[:-2]))
-    broken = next(path for path in (tmp_path / "k" / "gram.zarr").iterdir() if path.name == "2.2")
-    broken.unlink()  # as if the kill came before the file had its name
-    np.testing.assert_array_equal(gram_on_disk(tmp_path / "k", KERNEL, x, tile=4).read().result(), whole)
+def test_a_list_of_finished_tiles_cut_at_any_byte_costs_time_and_no_bits(tmp_path):
+    x, linear = _points(7), lambda a, b: a @ (a if b is None else b).T
+    write = lambda folder: gram(linear, x, tile=3, out=folder, kernel_name="linear")  # noqa: E731
+    whole = write(tmp_path / "whole").read().result()
+    listed = (tmp_path / "whole" / "tiles_done.txt").read_bytes()
+    for length in range(len(listed) + 1):
+        folder = tmp_path / "cut"
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "tiles_done.txt").write_bytes(listed[:length])
+        finished = {entry for entry in listed[:length].decode().split("\n") if entry.endswith(";")}
+        for chunk in (folder / "gram.zarr").glob("[0-9]*"):
+            i, j = sorted(3 * int(index) for index in chunk.name.split("."))
+            if f"{i} {j};" not in finished:
+                chunk.write_bytes(b"\x7f" * chunk.stat().st_size)
+        np.testing.assert_array_equal(write(folder).read().result(), whole)
+        np.testing.assert_array_equal(write(folder).read().result(), whole)
+        shutil.rmtree(folder)
 
 
 def test_another_matrix_is_refused_with_what_differs(tmp_path):
     x = _points(6)
-    gram_on_disk(tmp_path / "k", KERNEL, x, tile=4)
+    gram(KERNEL, x, tile=4, out=tmp_path / "k")
     with pytest.raises(ValueError, match="holds another matrix \\(x1 "):
-        gram_on_disk(tmp_path / "k", KERNEL, _points(6, seed=1), tile=4)
+        gram(KERNEL, _points(6, seed=1), tile=4, out=tmp_path / "k")
     with pytest.raises(ValueError, match="kernel"):
-        gram_on_disk(tmp_path / "k", 2.0 * KERNEL, x, tile=4)
-    with pytest.raises(ValueError, match="tile 4 there, 3 here"):
-        gram_on_disk(tmp_path / "k", KERNEL, x, tile=3)
+        gram(2.0 * KERNEL, x, tile=4, out=tmp_path / "k")
+    with pytest.raises(ValueError, match=r"tile \[4, 4\] there, \[3, 3\] here"):
+        gram(KERNEL, x, tile=3, out=tmp_path / "k")
     with pytest.raises(ValueError, match="dtype float64 there, float32 here"):
-        gram_on_disk(tmp_path / "k", KERNEL, x.astype(np.float32), tile=4)
+        gram(KERNEL, x.astype(np.float32), tile=4, out=tmp_path / "k")
+    with pytest.raises(ValueError, match=r"shape \[6, 6\] there, \[6, 5\] here"):
+        gram(KERNEL, x, x[:5], tile=4, out=tmp_path / "k")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="other things in it"):
-        gram_on_disk(tmp_path / "other", KERNEL, x)
+        gram(KERNEL, x, out=tmp_path / "other")
     with pytest.raises(ValueError, match="give kernel_name"):
-        gram_on_disk(tmp_path / "f", lambda a, b: a @ (a if b is None else b).T, x)
+        gram(lambda a, b: a @ (a if b is None else b).T, x, out=tmp_path / "f")
 
 
 def test_cross_matrices_and_functions_go_to_disk_too(tmp_path):
     x, z = _points(5), _points(7, seed=1)
-    store = gram_on_disk(tmp_path / "k", lambda a, b: a @ b.T, x, z, tile=3, kernel_name="linear")
+    store = gram(lambda a, b: a @ b.T, x, z, tile=3, out=tmp_path / "k", kernel_name="linear")
     np.testing.assert_allclose(store.read().result(), x @ z.T, rtol=1e-14)
 
 
 def test_the_forecast_counts_and_what_cannot_fit_is_refused(tmp_path, monkeypatch):
     x = _points(10)
     forecast = forecast_gram(KERNEL, x, tile=4, out=tmp_path)
-    assert (forecast.num_tiles, forecast.disk_bytes) == (6, 800)
+    assert (forecast.num_tiles, forecast.tile, forecast.disk_bytes) == (6, (4, 4), 800)
     assert forecast.fits
     assert 0.0 < forecast.seconds < 60.0
     assert forecast_gram(KERNEL, x).memory_bytes >= 800
-    monkeypatch.setattr(_forecast, "memory_available", lambda: 1500)
-    with pytest.raises(ValueError, match="about 13 rows would fit; gram_on_disk"):
+    work = forecast_gram(KERNEL, x, tile=4).memory_bytes - 800
+    monkeypatch.setattr(_forecast, "memory_available", lambda: work + 700)
+    with pytest.raises(ValueError, match="about 9 rows would fit; out=FOLDER"):
         gram(KERNEL, x, tile=4)
     assert not forecast_gram(KERNEL, x, tile=4).fits
+    monkeypatch.setattr(_forecast, "memory_available", lambda: 1000)
+    with pytest.raises(ValueError, match="give a smaller tile"):
+        gram(KERNEL, x, tile=4)
+    monkeypatch.setattr(_forecast, "memory_available", lambda: None)
     monkeypatch.setattr(_forecast, "disk_available", lambda _: 500)
     with pytest.raises(ValueError, match="about 7 rows would fit"):
-        gram_on_disk(tmp_path / "k", KERNEL, x, tile=4)
+        gram(KERNEL, x, tile=4, out=tmp_path / "k")
     assert not (tmp_path / "k").exists()
 
 
+def test_the_tile_is_the_largest_that_fits_and_leaves_little_padding(monkeypatch):
+    linear = lambda a, b: a @ (a if b is None else b).T  # noqa: E731
+    x = np.ones((5000, 2), np.float32)
+    roomy = forecast_gram(linear, x, out="nowhere")
+    assert roomy.tile == (1680, 1680)  # three of these, not two of 2048 and a narrow one
+    room = roomy.memory_bytes - 1
+    monkeypatch.setattr(_forecast, "memory_available", lambda: room)
+    tight = forecast_gram(linear, x, out="nowhere")
+    assert tight.tile == (1008, 1008)
+    assert tight.fits
+    assert forecast_gram(linear, x, x[:40], out="nowhere").tile[1] == 40
+
+
+def test_limits_of_control_groups_count_as_memory(tmp_path):
+    own = tmp_path / "own"
+    own.write_text("0::/job/step\n")
+    for group, limit, used, cache in (("", "max", 9, 0), ("job", "5000", 3000, 500), ("job/step", "4000", 3000, 0)):
+        folder = tmp_path / "root" / group
+        folder.mkdir(parents=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\nslab 7\n")
+    assert _forecast._control_groups(tmp_path / "root", own) == [1000, 2500]
+    assert _forecast._control_groups(tmp_path / "root", tmp_path / "none") == []
+
+
+# A run that kills itself without notice at a chosen moment of its third tile.
+_RUN = """
+import os, signal, sys, threading
+from pathlib import Path
+import numpy as np
+from ntk_robust.kernels import _on_disk, analytic_ntk, gram
+from ntk_robust.models import FullyConnected
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+x = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+note, write = _on_disk._note, _on_disk._write
+noted = 0
+
+def watch():
+    chunks = folder / "gram.zarr"
+    while True:
+        if chunks.exists() and len(os.listdir(chunks)) > 4 and any("lock" in name for name in os.listdir(chunks)):
+            die()
+
+class Cut:
+    def __init__(self, log): self.log = log
+    def write(self, data):
+        self.log.write(data[: len(data) // 2])
+        die()
+
+def note_and_die(log, start, written):
+    global noted
+    if noted == 3:
+        if moment == "before the note":
+            [future.result() for future in written]
+            die()
+        if moment == "in the middle of the note":
+            note(Cut(log), start, written)
+        if moment == "between tiles":
+            note(log, start, written)
+            die()
+    note(log, start, written)
+    noted += 1
+
+def write_after_noting(store, plan, start, block):
+    if noted == 3:  # the planted fault: noted first, killed before the data are there
+        note(open(folder / "tiles_done.txt", "ab", buffering=0), start, [])
+        die()
+    return write(store, plan, start, block)
+
+if moment == "in the middle of a tile":
+    threading.Thread(target=watch, daemon=True).start()
+elif moment == "planted fault":
+    _on_disk._write = write_after_noting
+_on_disk._note = note_and_die
+gram(analytic_ntk(FullyConnected(8, 1, 3, "scalar")), x, tile=300, out=folder)
+"""
+
+
+def _killed_run(folder, moment):
+    command = [sys.executable, "-c", _RUN, str(folder), moment]
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def _assert_that_the_continued_run_has_the_same_bits(folder):
+    x = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
+    kernel = analytic_ntk(FullyConnected(8, 1, 3, "scalar"))
+    assert 3 <= len(_on_disk._finished(folder / "tiles_done.txt")) < 10
+    store = gram(kernel, x, tile=300, out=folder)
+    np.testing.assert_array_equal(store.read().result(), gram(kernel, x, tile=300))
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_continues_and_ends_with_the_same_bits(tmp_path):
-    program = (
-        "import sys, numpy as np; from ntk_robust.kernels import analytic_ntk;"
-        "from ntk_robust.kernels._on_disk import gram_on_disk;"
-        "from ntk_robust.models import FullyConnected;"
-        "x = np.random.default_rng(0).normal(size=(600, 50)).astype(np.float32);"
-        "print('ready', flush=True);"
-        "gram_on_disk(sys.argv[1], analytic_ntk(FullyConnected(50, 1, 3, 'scalar')), x, tile=20); "
-        "print('end', flush=True)"
-    )
-    kills, target = 0, tmp_path / "k"
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        command = [sys.executable, "-c", program, str(target)]
-        environment = os.environ | {"JAX_ENABLE_X64": "1"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
-            assert run.stdout is not None
-            assert run.stdout.readline() == "ready\n"
-            time.sleep(0.5 + rng.uniform(0.0, 1.0))
-            if run.poll() is None and kills < 3:
-                os.kill(run.pid, signal.SIGKILL)
-                kills += 1
-            last = run.stdout.read()
-        if last == "end\n":
-            break
-    assert kills > 0
-    x = np.random.default_rng(0).normal(size=(600, 50)).astype(np.float32)
-    kernel = analytic_ntk(FullyConnected(50, 1, 3, "scalar"))
-    np.testing.assert_array_equal(gram_on_disk(target, kernel, x, tile=20).read().result(), gram(kernel, x, tile=20))
+@pytest.mark.parametrize(
+    "moment", ["in the middle of a tile", "before the note", "in the middle of the note", "between tiles"]
+)
+def test_a_run_killed_at_any_moment_continues_and_ends_with_the_same_bits(tmp_path, moment):
+    _killed_run(tmp_path / "k", moment)
+    if moment == "in the middle of a tile":
+        assert any("lock" in path.name for path in (tmp_path / "k" / "gram.zarr").iterdir())
+    _assert_that_the_continued_run_has_the_same_bits(tmp_path / "k")
+
+
+@pytest.mark.slow
+def test_a_tile_noted_before_it_is_written_would_be_noticed(tmp_path):
+    _killed_run(tmp_path / "k", "planted fault")
+    with pytest.raises(AssertionError, match="not equal"):
+        _assert_that_the_continued_run_has_the_same_bits(tmp_path / "k")

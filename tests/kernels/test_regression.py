@@ -7,7 +7,6 @@ import scipy.linalg
 
 from ntk_robust.kernels import analytic_nngp, analytic_ntk, gram
 from ntk_robust.kernels._conjugate_gradients import conjugate_gradients, kernel_matvec, pivoted_cholesky, stored_matvec
-from ntk_robust.kernels._on_disk import gram_on_disk
 from ntk_robust.kernels._regression import cross_validation_residuals, gradient_flow, kernel_regression
 from ntk_robust.models import FullyConnected
 
@@ -121,7 +120,7 @@ def test_conjugate_gradients_find_the_solution_and_bound_its_error(tmp_path):
     v = rng.normal(size=(60, 2))
     dense = preconditioner.factor @ preconditioner.factor.T + preconditioner.shift * np.eye(60)
     np.testing.assert_allclose(preconditioner(v), np.linalg.solve(dense, v), rtol=1e-8, atol=1e-9)
-    store = gram_on_disk(tmp_path / "k", KERNEL, x, tile=25)
+    store = gram(KERNEL, x, tile=25, out=tmp_path / "k")
     plain = conjugate_gradients(k.__matmul__, y, ridge=1e-3, tolerance=1e-10)
     for matvec in (k.__matmul__, kernel_matvec(KERNEL, x, tile=25), stored_matvec(store, tile=25)):
         found = conjugate_gradients(matvec, y, ridge=1e-3, preconditioner=preconditioner, tolerance=1e-10)
