@@ -66,10 +66,11 @@ class Check:
 class Train:
     """Train a fully connected network adversarially and measure how far its weights and its kernel move.
 
-    The loss is the cross-entropy, the optimizer gradient descent in NTK or standard parameterization.
+    The loss is the cross-entropy. A run that was interrupted or killed goes on with --resume, to the same bits.
 
     Attributes:
-        out: Folder of the results: params.npz, history.json, and a report with figures.
+        out: Folder of the results: params.npz, history.zarr with summary.json, checkpoints, and a report with figures.
+        resume: Go on with the run in the folder, which must have been started with the same options.
         data: Data set. All but digits are read from the data directory.
         data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
         train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
@@ -84,18 +85,28 @@ class Train:
         epsilon: Radius of the perturbations, in units of the pixels, which lie in [0, 1].
         attack: Inner maximization; "none" is natural training.
         attack_steps: Steps of pgd.
-        learning_rate: Step length of gradient descent.
-        num_steps: Steps of gradient descent.
+        method: How a batch becomes a gradient: plain adversarial training, TRADES, MART, adversarial weight
+            perturbation, or free adversarial training, which replays batches and has no inner attack of its own.
+        method_parameter: β of trades (6 where it is not given), weight of mart (5), relative size of the weight
+            perturbation of awp (0.01), replays of free (8).
+        optimizer: Gradient descent without or with momentum, or Adam.
+        learning_rate: Its step length.
+        momentum: Of momentum, and the first decay rate of adam.
+        schedule: Learning rate over the run: "cosine" decays to 0.
+        num_steps: Steps of the optimizer.
         batch_size: Rows per step; all where it is not given.
-        weight_radius: Radius of the Frobenius ball around the initialization to which each layer is projected after
-            every step; no projection where it is not given.
+        weight_radius: Radius of the set around the initialization to which the weights are projected after every step;
+            no projection where it is not given.
+        weight_set: Which set: a Frobenius ball for each layer, one for all weights, or a ball for each neuron.
         probe_every: Steps between measurements; results are written after each.
         kernel_points: Training points on which the change of the empirical NTK is measured; 0 leaves it out.
+        evaluation_steps: Steps of the stronger pgd of the evaluation at the end; 0 leaves it out.
         dtype: Precision of weights and data.
         seed: Seeds everything that is random.
     """
 
     out: Path = Path("train")
+    resume: bool = False
     data: DataName = "digits"
     data_dir: Path | None = None
     train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -110,12 +121,19 @@ class Train:
     epsilon: float = 0.1
     attack: Literal["pgd", "fgsm", "none"] = "pgd"
     attack_steps: int = 7
+    method: Literal["adversarial", "trades", "mart", "awp", "free"] = "adversarial"
+    method_parameter: float | None = None
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     learning_rate: float = 1.0
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
     num_steps: int = 500
     batch_size: int | None = None
     weight_radius: float | None = None
+    weight_set: Literal["layers", "all", "neurons"] = "layers"
     probe_every: int = 50
     kernel_points: int = 40
+    evaluation_steps: int = 20
     dtype: DtypeName = "float64"
     seed: int = 0
 

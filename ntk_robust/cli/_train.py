@@ -1,16 +1,16 @@
 """One adversarial training run, measured."""
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ntk_robust._core import Figure, Series, Table, write_json_atomically
 from ntk_robust.attacks import (
     FGSM,
     PGD,
@@ -27,21 +27,39 @@ from ntk_robust.cli._common import activation, arrays_by_path, examples, named_k
 from ntk_robust.cli._files import save_arrays
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say, warn
+from ntk_robust.cli._train_report import training_study
 from ntk_robust.data import Dataset
 from ntk_robust.kernels import empirical_ntk
 from ntk_robust.losses import CrossEntropy
 from ntk_robust.models import FullyConnected
 from ntk_robust.report import prepare_report_folder, write_report
-from ntk_robust.studies import Study
 from ntk_robust.training import (
+    AbstractMethod,
+    AbstractWeightSet,
+    Adversarial,
+    Checkpoints,
     DisplacementProbe,
+    Free,
+    FrobeniusBall,
     KernelDriftProbe,
     LayerwiseFrobeniusBall,
+    LinearizationProbe,
+    Mart,
     NaturalProbe,
+    NeuronBall,
+    Trades,
     TrainingResult,
+    WeightPerturbed,
     fit,
-    parameter_displacement,
+    save_history,
 )
+
+_CHECKPOINTS = "checkpoints"
+_WEIGHT_SETS: dict[str, Callable[[float], AbstractWeightSet]] = {
+    "layers": LayerwiseFrobeniusBall,
+    "all": FrobeniusBall,
+    "neurons": NeuronBall,
+}
 
 
 class _Setup(NamedTuple):
@@ -51,13 +69,73 @@ class _Setup(NamedTuple):
     attack: AbstractAttack
     perturbations: AbstractPerturbationSet
     loss: CrossEntropy
-    constraint: LayerwiseFrobeniusBall | None
+    method: AbstractMethod
+    constraint: AbstractWeightSet | None
+    kernel_fn: Callable[[PyTree], Float[Array, "n n"]] | None
 
 
 def train(command: Train) -> int:
-    """Trains in pieces between measurements, writes after each, and ends with an evaluation; code 1 on overflow."""
+    """Trains, writes after every measurement, and ends with an evaluation; code 1 if numbers overflowed."""
+    _check(command)
+    setup = _set_up(command)
+    folder = prepare_report_folder(command.out)
+    if (folder / _CHECKPOINTS).exists() and not command.resume:
+        raise ValueError(f"--out {folder} holds a run; go on with it by --resume, or name another folder")
+    run = run_record(command)
+    write_report(folder, run=run, pending=["training"], title=_TITLE)
+    latest: list[TrainingResult] = []
+
+    def write(evaluation: dict[str, Any], pending: tuple[str, ...]) -> Path:
+        study = training_study(
+            latest[-1],
+            model=setup.model,
+            params_0=setup.params_0,
+            dataset=setup.dataset,
+            kernel_fn=setup.kernel_fn,
+            evaluation=evaluation,
+        )
+        return write_report(folder, studies=[study], run=run, pending=pending, title=_TITLE, summary=_SUMMARY)
+
+    try:
+        with display() as progress:
+            with progress.task(f"training on {setup.dataset.name}", command.num_steps) as task:
+
+                def keep(result: TrainingResult) -> None:
+                    task.advance(result.num_steps - (latest[-1].num_steps if latest else 0), **_figures(result))
+                    latest.append(result)
+                    del latest[:-1]
+                    save_arrays(folder / "params.npz", arrays_by_path(result.params))
+                    save_history(folder, result, about={"command": "train", "arguments": run["arguments"]})
+
+                keep(_fit(command, setup, folder, keep))
+            with progress.task("evaluation"):
+                evaluation = _evaluate(command, setup, latest[-1].params)
+    except KeyboardInterrupt:
+        if not latest:
+            raise
+        write({}, ("rest of the training and its evaluation",))
+        finished = f"{latest[-1].num_steps} of {command.num_steps} steps are in {folder}"
+        raise KeyboardInterrupt(f"{finished}; the same command with --resume goes on") from None
+    page = write(evaluation, ())
+    for part, numbers in evaluation.items():
+        say(f"{part}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()))
+    say(f"report: {page}")
+    if not latest[-1].finite:
+        warn(latest[-1].message)
+        return 1
+    return 0
+
+
+_TITLE = "Adversarial training"
+_SUMMARY = "One run: how far the weights and the kernel moved, and what it bought."
+
+
+def _check(command: Train) -> None:
+    """Refuses what the library would refuse later, in the words of the options."""
     if not 0 < command.learning_rate < math.inf:
         raise ValueError(f"--learning-rate is {command.learning_rate}; give a positive number")
+    if not 0 <= command.momentum < 1:
+        raise ValueError(f"--momentum is {command.momentum}; give a number from 0 to below 1")
     if not 0 <= command.kernel_points <= command.num_train:
         raise ValueError(f"--kernel-points is {command.kernel_points}; give 0 to {command.num_train} (--num-train)")
     if command.num_steps < 1 or command.probe_every < 1:
@@ -66,37 +144,13 @@ def train(command: Train) -> int:
         )
     if command.batch_size is not None and not 1 <= command.batch_size <= command.num_train:
         raise ValueError(f"--batch-size is {command.batch_size}; give 1 to {command.num_train} (--num-train)")
-    setup = _set_up(command)
-    folder = prepare_report_folder(command.out)
-    run = run_record(command)
-    write_report(folder, run=run, pending=["training"], title="Adversarial training")
-
-    pieces: list[TrainingResult] = []
-    evaluation: dict[str, Any] = {}
-    try:
-        with display() as progress:
-            with progress.task(f"training on {setup.dataset.name}", command.num_steps) as task:
-                for piece in _pieces(command, setup):
-                    pieces.append(piece)
-                    save_arrays(folder / "params.npz", arrays_by_path(piece.params))
-                    write_json_atomically(folder / "history.json", _history(pieces))
-                    task.advance(piece.num_steps, surrogate_loss=float(piece.history["surrogate_loss"][-1]))
-            with progress.task("evaluation"):
-                evaluation = _evaluate(command, setup, pieces[-1].params)
-    except KeyboardInterrupt:
-        if not pieces:
-            raise
-        _report(folder, setup, pieces, evaluation, run, pending=["rest of the training and its evaluation"])
-        finished = sum(piece.num_steps for piece in pieces)
-        raise KeyboardInterrupt(f"{finished} of {command.num_steps} steps are in {folder}") from None
-    page = _report(folder, setup, pieces, evaluation, run, pending=())
-    for part, numbers in evaluation.items():
-        say(f"{part}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()))
-    say(f"report: {page}")
-    if not pieces[-1].finite:
-        warn(pieces[-1].message)
-        return 1
-    return 0
+    if command.evaluation_steps < 0:
+        raise ValueError(f"--evaluation-steps is {command.evaluation_steps}; give 0 or more")
+    if command.method == "adversarial" and command.method_parameter is not None:
+        raise ValueError(
+            f"--method-parameter is {command.method_parameter} and --method adversarial has none; leave it out, or "
+            "give trades, mart, awp or free"
+        )
 
 
 def _set_up(command: Train) -> _Setup:
@@ -111,18 +165,29 @@ def _set_up(command: Train) -> _Setup:
         trainable=command.trainable,
     )
     ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
+    params_0 = model.init(key=named_key(command.seed, "network"), dtype=np.dtype(command.dtype))
+    kernel_fn = None
+    if command.kernel_points:
+        points = dataset.x_train[: command.kernel_points]
+        kernel_fn = jax.jit(functools.partial(_kernel, model, points))
     return _Setup(
         model=model,
-        params_0=model.init(key=named_key(command.seed, "network"), dtype=np.dtype(command.dtype)),
+        params_0=params_0,
         dataset=dataset,
-        attack=_attack(command),
+        attack=_attack(command, command.attack_steps),
         perturbations=ball(command.epsilon, box=Box(*dataset.box)),
         loss=CrossEntropy(),
-        constraint=None if command.weight_radius is None else LayerwiseFrobeniusBall(command.weight_radius),
+        method=_method(command),
+        constraint=None if command.weight_radius is None else _WEIGHT_SETS[command.weight_set](command.weight_radius),
+        kernel_fn=kernel_fn,
     )
 
 
-def _attack(command: Train) -> AbstractAttack:
+def _kernel(model: FullyConnected, points: Float[Array, "n d"], params: PyTree) -> Float[Array, "n n"]:
+    return empirical_ntk(model.apply, params, points, trainable=model.trainable_mask(params))
+
+
+def _attack(command: Train, num_steps: int) -> AbstractAttack:
     match command.attack:
         case "none":
             return Identity()
@@ -130,189 +195,115 @@ def _attack(command: Train) -> AbstractAttack:
             return FGSM()
         case "pgd":
             # Steps that add up to 2.5 radii can cross the set and come back, however many there are.
-            return PGD(num_steps=command.attack_steps, relative_step=2.5 / max(command.attack_steps, 1))
+            return PGD(num_steps=num_steps, relative_step=2.5 / max(num_steps, 1))
 
 
-def _pieces(command: Train, setup: _Setup) -> Iterator[TrainingResult]:
-    """The results of consecutive runs of `probe_every` steps, each from where the last one ended.
+def _method(command: Train) -> AbstractMethod:
+    parameter = command.method_parameter
+    match command.method:
+        case "adversarial":
+            return Adversarial()
+        case "trades":
+            return Trades() if parameter is None else Trades(parameter)
+        case "mart":
+            return Mart() if parameter is None else Mart(parameter)
+        case "awp":
+            return WeightPerturbed(Adversarial()) if parameter is None else WeightPerturbed(Adversarial(), parameter)
+        case "free":
+            if parameter is not None and parameter != int(parameter):
+                raise ValueError(f"--method-parameter is {parameter}; free takes a whole number of replays")
+            return Free() if parameter is None else Free(int(parameter))
 
-    Gradient descent without momentum has no state, so the pieces are one run; only the keys start anew.
-    """
+
+def _optimizer(command: Train) -> optax.GradientTransformation:
+    rate = command.learning_rate
+    schedule = optax.cosine_decay_schedule(rate, command.num_steps) if command.schedule == "cosine" else rate
+    match command.optimizer:
+        case "sgd":
+            return optax.sgd(schedule)
+        case "momentum":
+            return optax.sgd(schedule, momentum=command.momentum)
+        case "adam":
+            return optax.adam(schedule, b1=command.momentum)
+
+
+def _fit(command: Train, setup: _Setup, folder: Path, keep: Callable[[TrainingResult], None]) -> TrainingResult:
     model, dataset, params_0 = setup.model, setup.dataset, setup.params_0
     mask = model.trainable_mask(params_0)
-    probes = {
+    probes: dict[str, Any] = {
         "displacement": DisplacementProbe(params_0, mask),
         "train": NaturalProbe(model.apply, setup.loss, dataset.x_train, dataset.y_train),
         "test": NaturalProbe(model.apply, setup.loss, dataset.x_test, dataset.y_test),
+        "linearization": LinearizationProbe(model.apply, params_0, dataset.x_test),
     }
-    if command.kernel_points:
-        points = dataset.x_train[: command.kernel_points]
-
-        def kernel_fn(params: PyTree) -> Array:
-            return empirical_ntk(model.apply, params, points, trainable=mask)
-
-        probes["kernel"] = KernelDriftProbe(kernel_fn, jax.jit(kernel_fn)(params_0))
-    optimizer = optax.sgd(command.learning_rate)
-    key = named_key(command.seed, "training")
-    params = params_0
-    for begin in range(0, command.num_steps, command.probe_every):
-        num_steps = min(command.probe_every, command.num_steps - begin)
-        result = fit(
-            model.apply,
-            params,
-            dataset.x_train,
-            dataset.y_train,
-            loss=setup.loss,
-            attack=setup.attack,
-            perturbations=setup.perturbations,
-            optimizer=optimizer,
-            num_steps=num_steps,
-            trainable=mask,
-            constraint=setup.constraint,
-            anchor=params_0,
-            batch_size=command.batch_size,
-            probes=probes,
-            probe_every=num_steps,
-            steps_per_chunk=num_steps,
-            key=jax.random.fold_in(key, begin),
-        )
-        yield result
-        if not result.finite:
-            return
-        params = result.params
+    if setup.kernel_fn is not None:
+        probes["kernel"] = KernelDriftProbe(setup.kernel_fn, setup.kernel_fn(params_0))
+    return fit(
+        model.apply,
+        params_0,
+        dataset.x_train,
+        dataset.y_train,
+        loss=setup.loss,
+        attack=setup.attack,
+        perturbations=setup.perturbations,
+        optimizer=_optimizer(command),
+        num_steps=command.num_steps,
+        method=setup.method,
+        trainable=mask,
+        constraint=setup.constraint,
+        batch_size=command.batch_size,
+        probes=probes,
+        probe_every=command.probe_every,
+        steps_per_chunk=command.probe_every,
+        checkpoints=Checkpoints(folder / _CHECKPOINTS, resume=command.resume),
+        callback=keep,
+        key=named_key(command.seed, "training"),
+    )
 
 
-def _history(pieces: list[TrainingResult]) -> dict[str, Any]:
-    """Everything measured: per step, and per probing at the steps in "probe_steps"."""
-    begins = np.cumsum([0, *(piece.num_steps for piece in pieces)])
-    kept = [slice(0 if number == 0 else 1, None) for number in range(len(pieces))]
-    probes = {
-        probe: {
-            name: np.concatenate(
-                [np.asarray(piece.probes[probe][name])[rows] for piece, rows in zip(pieces, kept, strict=True)]
-            )
-            for name in pieces[0].probes[probe]
-        }
-        for probe in pieces[0].probes
-    }
-    return {
-        "num_steps": int(begins[-1]),
-        "finite": pieces[-1].finite,
-        "message": pieces[-1].message,
-        "history": {
-            name: np.concatenate([np.asarray(piece.history[name]) for piece in pieces]) for name in pieces[0].history
-        },
-        "probe_steps": np.concatenate(
-            [
-                np.asarray(piece.probe_steps)[rows] + begin
-                for piece, rows, begin in zip(pieces, kept, begins, strict=False)
-            ]
-        ),
-        "probes": probes,
-    }
+def _figures(result: TrainingResult) -> dict[str, float]:
+    """What the progress display shows beside the bar."""
+    last = max(result.num_steps - 1, 0)
+    figures = {"surrogate_loss": float(result.history["surrogate_loss"][last])}
+    if len(result.probe_steps):
+        figures["test_accuracy"] = float(result.probes["test"]["natural_accuracy"][-1])
+        figures["displacement"] = float(result.probes["displacement"]["total"][-1])
+    projected = np.asarray(result.history["projected"])
+    if projected.any():
+        figures["projected"] = float(projected.mean())
+    return figures
 
 
 def _evaluate(command: Train, setup: _Setup, params: PyTree) -> dict[str, Any]:
-    """Accuracies and losses on both parts under the training attack."""
+    """Accuracies and losses on both parts, under the training attack and under a stronger one."""
     dataset = setup.dataset
     parts = {"train": (dataset.x_train, dataset.y_train), "test": (dataset.x_test, dataset.y_test)}
+    attacks = {"adversarial_accuracy": setup.attack}
+    if command.evaluation_steps and command.attack != "none":
+        attacks["stronger_attack_accuracy"] = PGD(
+            num_steps=command.evaluation_steps, relative_step=2.5 / command.evaluation_steps
+        )
     found = {}
     for name, (xs, ys) in parts.items():
-        result = evaluate(
-            setup.model.apply,
-            params,
-            xs,
-            ys,
-            attack=setup.attack,
-            perturbations=setup.perturbations,
-            loss=setup.loss,
-            key=named_key(command.seed, f"evaluation {name}"),
-            batch_size=min(command.num_train, command.num_test, 500),
-        )
+        results = {
+            label: evaluate(
+                setup.model.apply,
+                params,
+                xs,
+                ys,
+                attack=attack,
+                perturbations=setup.perturbations,
+                loss=setup.loss,
+                key=named_key(command.seed, f"evaluation {name}"),
+                batch_size=min(command.num_train, command.num_test, 500),
+            )
+            for label, attack in attacks.items()
+        }
+        trained = results["adversarial_accuracy"]
         found[name] = {
-            "natural_accuracy": float(result.natural_accuracy),
-            "adversarial_accuracy": float(result.adversarial_accuracy),
-            "natural_loss": float(result.natural_loss),
-            "surrogate_loss": float(result.surrogate_loss),
+            "natural_accuracy": float(trained.natural_accuracy),
+            **{label: float(result.adversarial_accuracy) for label, result in results.items()},
+            "natural_loss": float(trained.natural_loss),
+            "surrogate_loss": float(trained.surrogate_loss),
         }
     return found
-
-
-def _report(
-    folder: Path,
-    setup: _Setup,
-    pieces: list[TrainingResult],
-    evaluation: dict[str, Any],
-    run: dict[str, Any],
-    *,
-    pending: Sequence[str],
-) -> Path:
-    """The page written from what was measured so far."""
-    history = _history(pieces)
-    steps = [float(step) for step in history["probe_steps"]]
-    probes = history["probes"]
-    layers = parameter_displacement(
-        setup.params_0, setup.params_0, trainable=setup.model.trainable_mask(setup.params_0)
-    ).layers
-
-    def curve(label: str, values: np.ndarray) -> Series:
-        return Series(label, steps, [float(value) for value in values])
-
-    losses = history["history"]["surrogate_loss"]
-    figures = [
-        Figure(
-            "loss",
-            "Surrogate loss",
-            "step",
-            "cross-entropy under the attack",
-            (Series("batch", [float(step) for step in range(len(losses))], [float(loss) for loss in losses]),),
-            y_scale="log",
-            caption="Mean loss of each batch at the points that the attack found: a lower bound of the robust loss.",
-        ),
-        Figure(
-            "accuracy",
-            "Natural accuracy",
-            "step",
-            "fraction classified right",
-            tuple(curve(part, probes[part]["natural_accuracy"]) for part in ("train", "test")),
-        ),
-        Figure(
-            "displacement",
-            "Relative displacement from initialization",
-            "step",
-            "‖W − W₀‖ / ‖W₀‖ (Frobenius)",
-            tuple(curve(f"layer {name}", probes["displacement"]["relative"][:, i]) for i, name in enumerate(layers)),
-        ),
-    ]
-    if "kernel" in probes:
-        figures.append(
-            Figure(
-                "drift",
-                "Change of the empirical NTK",
-                "step",
-                "‖Θ − Θ₀‖ / ‖Θ₀‖ (Frobenius)",
-                (curve("drift", probes["kernel"]["kernel_drift"]),),
-            )
-        )
-    columns = ("part", "natural accuracy", "adversarial accuracy", "natural loss", "surrogate loss")
-    tables = [
-        Table(
-            "evaluation",
-            "Evaluation at the last weights",
-            columns,
-            [(part, *numbers.values()) for part, numbers in evaluation.items()],
-            caption="Adversarial accuracy under the training attack is an upper bound of the robust accuracy.",
-        )
-    ]
-    text = f"{history['num_steps']} steps on {len(setup.dataset.x_train)} examples of {setup.dataset.name}."
-    if history["message"]:
-        text += f"\n\n{history['message']}"
-    study = Study(name="training", title="Training run", text=text, figures=figures, tables=tables)
-    return write_report(
-        folder,
-        studies=[study],
-        run=run,
-        pending=pending,
-        title="Adversarial training",
-        summary="One run: how far the weights and the kernel moved, and what it bought.",
-    )

@@ -86,7 +86,7 @@ class _Digester:
             case list() | tuple():
                 return value
             case jax.sharding.NamedSharding():
-                return [str(value.spec).encode(), str(value.mesh.devices.shape).encode()]
+                return [str(value.spec).encode(), str(dict(value.mesh.shape)).encode()]
             case type() | types.ModuleType() | types.BuiltinFunctionType() | np.dtype() | np.ufunc():
                 return _class_parts(value) if isinstance(value, type) else [repr(value).encode()]
             case _:

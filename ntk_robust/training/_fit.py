@@ -80,7 +80,7 @@ def fit(
     constraint: AbstractWeightSet | None = None,
     anchor: PyTree | None = None,
     batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     probes: Mapping[str, ProbeFn] | None = None,
     probe_every: int = 100,
     record: RecordFn | None = None,
@@ -203,7 +203,7 @@ def prepare(
     constraint: AbstractWeightSet | None = None,
     anchor: PyTree | None = None,
     batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     probes: Mapping[str, ProbeFn] | None = None,
     probe_every: int = 100,
     record: RecordFn | None = None,
@@ -256,7 +256,7 @@ def prepare(
     return program, jax.device_put(trained, everywhere)
 
 
-def _rows_over(devices: Sequence[jax.Device] | None, rows: int) -> NamedSharding | None:
+def _rows_over(devices: Sequence[Any] | None, rows: int) -> NamedSharding | None:
     if devices is None:
         return None
     if len(devices) == 0 or rows % len(devices):

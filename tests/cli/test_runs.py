@@ -14,6 +14,7 @@ from ntk_robust.cli import _train, main
 from ntk_robust.cli._arguments import Train
 from ntk_robust.cli._common import examples
 from ntk_robust.data import load_dataset
+from ntk_robust.training import load_history
 
 SMALL_RUN = ["--num-train", "30", "--num-test", "20", "--width", "16", "--num-hidden-layers", "1", "--attack", "fgsm"]
 SMALL_RUN += ["--num-steps", "25", "--probe-every", "10", "--kernel-points", "8"]
@@ -66,16 +67,17 @@ def test_empirical_kernels_are_near_the_analytic_ones(name: str, tmp_path: Path)
 def test_train_writes_weights_history_and_report_that_agree(capsys, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["train", "--out", str(out), "--seed", "2", *SMALL_RUN]) == 0
-    history = load_json(out / "history.json")
-    assert history["probe_steps"] == [0, 10, 20, 25]
-    assert (history["num_steps"], history["finite"]) == (25, True)
-    losses = history["history"]["surrogate_loss"]
+    saved = load_history(out)
+    assert saved.probe_steps.tolist() == [0, 10, 20, 25]
+    assert (saved.summary["num_steps"], saved.summary["finite"]) == (25, True)
+    assert saved.summary["about"]["arguments"]["seed"] == 2
+    losses = saved.history["surrogate_loss"]
     assert len(losses) == 25
     assert losses[-1] < losses[0]
-    displacement = history["probes"]["displacement"]
+    displacement = saved.probes["displacement"]
     assert displacement["total"][0] == 0.0
     np.testing.assert_allclose(np.linalg.norm(displacement["frobenius"], axis=1), displacement["total"], rtol=1e-12)
-    assert all(later > 0 for later in history["probes"]["kernel"]["kernel_drift"][1:])
+    assert all(later > 0 for later in saved.probes["kernel"]["kernel_drift"][1:])
 
     # The weights on disk, as a network written in numpy, have the accuracy that the history and the report say.
     part = examples(Train(seed=2, num_train=30, num_test=20))
@@ -84,13 +86,15 @@ def test_train_writes_weights_history_and_report_that_agree(capsys, tmp_path: Pa
         features = np.maximum(np.asarray(part.x_train) @ weights["[0].weight"].T, 0.0)
         outputs = features @ weights["[1].weight"].T
     accuracy = np.mean(outputs.argmax(axis=1) == np.asarray(part.y_train))
-    assert history["probes"]["train"]["natural_accuracy"][-1] == pytest.approx(accuracy)
+    assert saved.probes["train"]["natural_accuracy"][-1] == pytest.approx(accuracy)
     results = load_json(out / "results.json")
     figures = [figure["name"] for figure in results["studies"][0]["figures"]]
-    assert figures == ["loss", "accuracy", "displacement", "drift"]
-    evaluation = {row[0]: row[1:] for row in results["studies"][0]["tables"][0]["rows"]}
-    assert evaluation["train"][0] == pytest.approx(accuracy)
-    assert evaluation["test"][1] <= evaluation["test"][0]
+    assert figures == ["loss", "accuracy", "displacement", "path", "linearization", "drift", "spectra"]
+    table = results["studies"][0]["tables"][0]
+    evaluation = {row[0]: dict(zip(table["columns"][1:], row[1:], strict=True)) for row in table["rows"]}
+    assert evaluation["train"]["natural accuracy"] == pytest.approx(accuracy)
+    test = evaluation["test"]
+    assert test["stronger attack accuracy"] <= test["adversarial accuracy"] <= test["natural accuracy"]
     assert "adversarial accuracy" in capsys.readouterr().out
 
 
@@ -99,35 +103,46 @@ def test_a_run_that_overflows_is_reported_and_ends_with_code_1(capsys, tmp_path:
     out = tmp_path / "out"
     assert main(["train", "--out", str(out), "--learning-rate", "1e300", *SMALL_RUN]) == 1
     assert "training stopped in step" in capsys.readouterr().err
-    assert load_json(out / "history.json")["finite"] is False
+    assert load_history(out).summary["finite"] is False
     assert "training stopped in step" in (out / "index.html").read_text()
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_keeps_its_pieces_and_says_where(
+def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
     capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces = _train._pieces
+    options = [*SMALL_RUN, "--optimizer", "adam", "--learning-rate", "0.05", "--schedule", "cosine"]
+    options += ["--method", "trades", "--weight-radius", "0.5", "--weight-set", "all"]
+    save = _train.save_history
 
-    def interrupted(*arguments):
-        for number, piece in enumerate(pieces(*arguments)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield piece
+    def interrupted(folder, result, **about):
+        save(folder, result, **about)
+        if result.num_steps == 20:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(_train, "_pieces", interrupted)
-    out = tmp_path / "out"
-    assert main(["train", "--out", str(out), *SMALL_RUN]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == f"ntk-robust: interrupted; 20 of 25 steps are in {out}"
-    assert load_json(out / "history.json")["num_steps"] == 20
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    monkeypatch.setattr(_train, "save_history", interrupted)
+    assert main(["train", "--out", str(out), *options]) == 130
+    monkeypatch.undo()
+    said = f"ntk-robust: interrupted; 20 of 25 steps are in {out}; the same command with --resume goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert load_history(out).summary["num_steps"] == 20
     assert load_json(out / "results.json")["complete"] is False
-    assert sorted(path.name for path in out.iterdir()) == [
-        "history.json",
-        "index.html",
-        "params.npz",
-        "results.json",
-        "run.json",
-    ]
+    names = ["checkpoints", "history.zarr", "index.html", "params.npz", "results.json", "run.json", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+    assert main(["train", "--out", str(out), *options]) == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
+    assert main(["train", "--out", str(out), *options, "--resume"]) == 0
+    assert main(["train", "--out", str(whole), *options]) == 0
+    resumed, one_piece = load_history(out), load_history(whole)
+    for name, values in one_piece.history.items():
+        assert np.array_equal(resumed.history[name], values)
+    with np.load(out / "params.npz") as found, np.load(whole / "params.npz") as expected:
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+    assert main(["train", "--out", str(out), *options, "--resume", "--epsilon", "0.2"]) == 2
+    assert "perturbations differ" in capsys.readouterr().err
 
 
 @pytest.mark.slow
