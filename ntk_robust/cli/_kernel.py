@@ -19,10 +19,14 @@ from ntk_robust.kernels import (
     AbstractKernel,
     analytic_nngp,
     analytic_ntk,
+    cross_validation_residuals,
+    effective_dimension,
     effective_rank,
     empirical_nngp,
     empirical_ntk,
+    forecast_gram,
     gram,
+    kernel_regression,
 )
 from ntk_robust.models import FullyConnected
 from ntk_robust.report import prepare_report_folder, write_report
@@ -38,6 +42,11 @@ def kernel(command: Kernel) -> int:
     folder = prepare_report_folder(command.out)
     run = run_record(command)
     write_report(folder, run=run, pending=[command.kernel], title="Kernel matrices")
+    forecast = forecast_gram(compute, dataset.x_train)
+    say(
+        f"{forecast.num_tiles} tiles of {forecast.tile[0]} rows, {forecast.memory_bytes / 2**30:.2f} GiB of memory, "
+        f"about {forecast.seconds:.1f} s"
+    )
     with display() as progress:
         with progress.task(f"{command.kernel} of {dataset.name}, training part"):
             k_train_train = gram(compute, dataset.x_train, progress=progress)
@@ -87,10 +96,6 @@ def _kernel_fn(command: Kernel, dataset: Dataset) -> AbstractKernel | Callable[[
 def _summary(
     command: Kernel, dataset: Dataset, k_train_train: np.ndarray, k_test_train: np.ndarray, eigenvalues: np.ndarray
 ) -> dict[str, Any]:
-    targets = np.eye(dataset.num_classes)[np.asarray(dataset.y_train)]
-    ridged = k_train_train.astype(np.float64) + command.ridge * np.eye(len(k_train_train))
-    predicted = k_test_train @ np.linalg.solve(ridged, targets)
-    accuracy = np.mean(predicted.argmax(axis=1) == np.asarray(dataset.y_test))
     smallest = float(eigenvalues[-1])
     return to_jsonable(
         {
@@ -104,9 +109,30 @@ def _summary(
             "condition_number": float(eigenvalues[0] / smallest) if smallest > 0 else math.inf,
             "effective_rank": float(effective_rank(jnp.asarray(k_train_train))),
             "ridge": command.ridge,
-            "regression_test_accuracy": float(accuracy),
         }
+        | ({"effective_dimension": effective_dimension(eigenvalues, ridge=command.ridge)} if command.ridge else {})
+        | _regression(command, dataset, k_train_train, k_test_train)
     )
+
+
+def _regression(
+    command: Kernel, dataset: Dataset, k_train_train: np.ndarray, k_test_train: np.ndarray
+) -> dict[str, float | str]:
+    labels = np.asarray(dataset.y_train)
+    targets = np.eye(dataset.num_classes)[labels]
+    k = k_train_train.astype(np.float64)
+    try:
+        fit = kernel_regression(k, targets, ridge=command.ridge)
+        left_out = targets - cross_validation_residuals(k, targets, ridge=command.ridge)
+    except ValueError as error:  # the matrices are what was asked for, and they are written
+        return {"regression": str(error)}
+    predicted = fit(k_test_train.astype(np.float64))
+    return {
+        "regression_test_accuracy": float(np.mean(predicted.argmax(axis=1) == np.asarray(dataset.y_test))),
+        "regression_leave_one_out_accuracy": float(np.mean(left_out.argmax(axis=1) == labels)),
+        "regression_condition_number": fit.condition_number,
+        "regression_residual": fit.residual,
+    }
 
 
 def _study(command: Kernel, eigenvalues: np.ndarray, summary: dict[str, Any]) -> Study:

@@ -4,142 +4,40 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from ntk_robust.kernels._base import AbstractKernel
-from ntk_robust.kernels._forecast import plan_gram
-from ntk_robust.kernels._tiles import KernelLike, TilePlan, tile_values
+from ntk_robust._core import SilentProgress
+from ntk_robust.kernels._matvec import Matvec
 
-Matvec = Callable[[np.ndarray], np.ndarray]
+# An iterate's energy error is estimated, from below, by how much this many further steps gained.
+_DELAY = 4
 
 
 class IterativeSolution(eqx.Module):
-    r"""An approximate solution of $(K + \lambda I) \alpha = y$.
+    r"""An approximate solution of $(K + \lambda I) \alpha = y$ for every column of $y$.
 
     Attributes:
         dual: $\alpha$.
-        residual: $\|(K + \lambda I) \alpha - y\| / \|y\|$ per column, from one more product at the end.
-        error_bound: Upper bound of $\|\alpha - \alpha_*\| / \|y\|$ per column, the residual over $\lambda$ (the
-            smallest
+        residual: $\|r\| / \|y\|$ with $r = y - (K + \lambda I) \alpha$ from one more product at the end, not as updated
+            on the way.
+        error_bound: Upper bound of $\|\alpha - \alpha_*\| / \|y\|$, the residual over $\lambda$ (the smallest
             eigenvalue is at least $\lambda$); inf for ridge 0.
-        num_iterations: Products with the matrix.
+        rkhs_error_bound: Upper bound of $\|f - f_*\|_{\mathcal H}$, $\|r\| / (2 \sqrt\lambda)$, in output units per
+            √(unit of the kernel): predictions err by at most this times $\sqrt{k(x, x)}$ everywhere. inf for ridge 0.
+        energy_error: Estimate of $\|\alpha - \alpha_*\|_{K + \lambda I} / \|\alpha_*\|_{K + \lambda I}$, needing no
+            ridge: what the last four steps gained, which estimates the error before them from below.
+        num_products: Products with the matrix.
         converged: Whether every residual is at most the tolerance.
     """
 
     dual: Float[np.ndarray, "n k"]
     residual: Float[np.ndarray, " k"]
     error_bound: Float[np.ndarray, " k"]
-    num_iterations: int
+    rkhs_error_bound: Float[np.ndarray, " k"]
+    energy_error: Float[np.ndarray, " k"]
+    num_products: int
     converged: bool
-
-
-class Preconditioner(NamedTuple):
-    r"""$(L L^\top + \mu I)^{-1}$ with a pivoted partial Cholesky factor $L$, applied by the Woodbury identity.
-
-    Attributes:
-        factor: $L$, one column per pivot.
-        inner: Lower Cholesky factor of $\mu I + L^\top L$.
-        shift: $\mu$.
-        trace_left: Trace of $K - L L^\top$ over that of $K$: what the pivots have not seen.
-    """
-
-    factor: np.ndarray
-    inner: np.ndarray
-    shift: float
-    trace_left: float
-
-    def __call__(self, v: np.ndarray) -> np.ndarray:
-        """The preconditioner times columns."""
-        return (v - self.factor @ scipy.linalg.cho_solve((self.inner, True), self.factor.T @ v)) / self.shift
-
-
-def pivoted_cholesky(
-    kernel: AbstractKernel, x: Float[Array | np.ndarray, "n d"], *, rank: int, ridge: float
-) -> Preconditioner:
-    r"""The preconditioner of the `rank` greedily chosen examples that leave least of the trace of $K$.
-
-    Costs `rank` columns of the kernel and n × rank² operations; memory n × rank.
-
-    Args:
-        kernel: A kernel.
-        x: Examples.
-        rank: Pivots, at most n.
-        ridge: $\lambda$ of the system. The shift is this plus what is left of the diagonal on average.
-
-    Returns:
-        The preconditioner, in the dtype of the kernel.
-
-    Raises:
-        ValueError: If `rank` is not from 1 to n or the ridge is negative.
-    """
-    n = x.shape[0]
-    if not 1 <= rank <= n:
-        raise ValueError(f"rank is {rank} for {n} examples; give a number from 1 to {n}")
-    if not ridge >= 0.0:
-        raise ValueError(f"ridge is {ridge}; give a number of at least 0")
-    points = np.asarray(x)
-    plan = TilePlan.of(kernel, points, points[:1], (1, 1))
-    left = np.array(kernel.diagonal(jnp.asarray(points)))
-    total = float(left.sum())
-    factor = np.zeros((n, rank), plan.dtype)
-    column = eqx.filter_jit(lambda kernel, x, z: kernel.gram(x, z)[:, 0])
-    smallest = float(np.finfo(plan.dtype).eps) * float(left.max(initial=0.0))
-    for k in range(rank):
-        pivot = int(np.argmax(left))
-        if left[pivot] <= smallest:
-            factor = factor[:, :k]
-            break
-        values = np.asarray(column(kernel, points, points[pivot][None]))
-        factor[:, k] = (values - factor[:, :k] @ factor[pivot, :k]) / np.sqrt(left[pivot])
-        left = np.maximum(left - factor[:, k] ** 2, 0.0)
-        left[pivot] = 0.0
-    shift = max(ridge + float(left.sum()) / n, smallest)
-    inner = factor.T @ factor
-    inner[np.diag_indices_from(inner)] += inner.dtype.type(shift)
-    return Preconditioner(factor, np.linalg.cholesky(inner), shift, float(left.sum()) / total if total > 0.0 else 0.0)
-
-
-def kernel_matvec(kernel: KernelLike, x: Any, *, tile: int | None = None) -> Matvec:
-    """The product of the kernel matrix of `x` with columns, recomputing tiles every time: nothing is stored.
-
-    Args:
-        kernel: A kernel, or a function (x1, x2 or None) → matrix.
-        x: Examples.
-        tile: Rows of a tile; None for 2048.
-
-    Returns:
-        A function of columns, for `conjugate_gradients`.
-    """
-    plan = plan_gram(kernel, x, None, tile, x)
-
-    def product(v: np.ndarray) -> np.ndarray:
-        result = np.zeros_like(v)
-        for i, j in plan.pairs:
-            _accumulate(result, v, tile_values(kernel, x, None, plan, (i, j)), (i, j))
-        return result
-
-    return product
-
-
-def stored_matvec(store: Any, *, tile: int = 2048) -> Matvec:
-    """The product of a symmetric matrix read in rows from a store of `gram_on_disk` with columns.
-
-    Args:
-        store: The array that `gram_on_disk` returned.
-        tile: Rows read at a time.
-
-    Returns:
-        A function of columns, for `conjugate_gradients`.
-    """
-    n = store.shape[0]
-
-    def product(v: np.ndarray) -> np.ndarray:
-        return np.concatenate([store[i : min(i + tile, n)].read().result() @ v for i in range(0, n, tile)])
-
-    return product
 
 
 def conjugate_gradients(
@@ -147,57 +45,112 @@ def conjugate_gradients(
     targets: Float[np.ndarray, "n k"],
     *,
     ridge: float,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
     tolerance: float = 1e-6,
-    max_iterations: int = 500,
+    max_products: int = 500,
+    progress: Any = None,
 ) -> IterativeSolution:
-    r"""Conjugate gradients for all columns of $(K + \lambda I) \alpha = y$ at once: one product with $K$ an iteration.
+    r"""Conjugate gradients for all columns of $(K + \lambda I) \alpha = y$ at once: one product with $K$ a step.
+
+    Vectors are float64 whatever the dtype of the product. When the updated residual says that it is done and the
+    measured one does not, because products are rounded, the iteration starts again on the measured residual, as long as
+    that gains a factor of two.
 
     Args:
         matvec: Product with $K$, without the ridge: `kernel_matvec`, `stored_matvec`, or `K.__matmul__`.
         targets: $y$.
         ridge: $\lambda ≥ 0$.
-        preconditioner: `pivoted_cholesky`, or None.
-        tolerance: Relative residual at which a column is done.
-        max_iterations: After which the result says that it did not converge.
+        preconditioner: `pivoted_cholesky`, `nystrom`, or any symmetric positive definite function; None for none.
+        tolerance: Relative residual at which a column is done. Products in float32 allow about $10^{-7} \|K\|
+            \|\alpha\| / \|y\|$.
+        max_products: After which the result says that it did not converge.
+        progress: Where to report, an `AbstractProgress`; None is silence.
 
     Returns:
-        The solution with its residual as measured at the end, not as updated on the way.
+        The best solution found, in the dtype of the targets, with its residual and errors; finite also where the matrix
+        is singular or, by rounding, indefinite, and then not converged unless the residual is small.
 
     Raises:
-        ValueError: If the ridge is negative or a target is not finite.
+        ValueError: If the ridge is negative, the tolerance not positive, or a target or product not finite.
+
+    References:
+        Hestenes and Stiefel, 1952; Strakoš and Tichý, ETNA 2002, for the estimate of the energy error.
     """
-    if not ridge >= 0.0:
-        raise ValueError(f"ridge is {ridge}; give a number of at least 0")
-    y = np.asarray(targets)
+    y = np.asarray(targets, np.float64)
+    if not 0.0 <= ridge < np.inf:
+        raise ValueError(f"ridge is {ridge}; give a finite number of at least 0")
+    if not tolerance > 0.0 or max_products < 1:
+        raise ValueError(f"tolerance is {tolerance} and max_products {max_products}; give positive numbers")
     if not np.all(np.isfinite(y)):
         raise ValueError("the targets hold nan or infinite entries; find out where they come from")
+
+    def system(v: np.ndarray) -> np.ndarray:
+        task.advance()
+        product = np.asarray(matvec(v), np.float64) + ridge * v
+        if not np.all(np.isfinite(product)):
+            raise ValueError("a product with the kernel matrix is nan or infinite; find out which examples cause it")
+        return product
+
     size = np.linalg.norm(y, axis=0)
     scale = np.where(size > 0.0, size, 1.0)
+    solution, residual, misfit = np.zeros_like(y), y, size / scale
+    energy, gained, products = np.zeros(y.shape[1]), np.zeros(y.shape[1]), 0
+    with (progress or SilentProgress()).task("conjugate gradients", total=max_products) as task:
+        while np.any(misfit > tolerance) and products < max_products:
+            found = _descend(system, residual, preconditioner, tolerance * scale, max_products - products - 1)
+            products += found.num_products + 1
+            candidate = solution + found.correction
+            left = y - system(candidate)
+            after = np.linalg.norm(left, axis=0) / scale
+            improved = after < misfit
+            solution = np.where(improved, candidate, solution)
+            residual = np.where(improved, left, residual)
+            energy, gained = energy + found.energy, found.gained
+            halved = np.any(after <= 0.5 * misfit)
+            misfit = np.minimum(after, misfit)
+            if not halved or found.num_products == 0:
+                break
+    norms = misfit * size
+    return IterativeSolution(
+        dual=solution.astype(targets.dtype),
+        residual=misfit,
+        error_bound=misfit / ridge if ridge > 0.0 else np.where(misfit > 0.0, np.inf, 0.0),
+        rkhs_error_bound=norms / (2.0 * ridge**0.5) if ridge > 0.0 else np.where(misfit > 0.0, np.inf, 0.0),
+        energy_error=np.sqrt(gained / np.where(energy > 0.0, energy, 1.0)),
+        num_products=products,
+        converged=bool(np.all(misfit <= tolerance)),
+    )
+
+
+class _Descent(NamedTuple):
+    correction: np.ndarray
+    energy: np.ndarray  # squared energy norm gained in all steps
+    gained: np.ndarray  # and in the last few of each column
+    num_products: int
+
+
+def _descend(system: Matvec, target: np.ndarray, preconditioner: Any, goal: np.ndarray, budget: int) -> _Descent:
+    """Conjugate gradients from zero until the updated residual is at its goal in every column."""
     apply = preconditioner or (lambda v: v)
-    solution, residual = np.zeros_like(y), y.copy()
+    solution, residual = np.zeros_like(target), target.copy()
     direction = conditioned = apply(residual)
     inner = np.sum(residual * conditioned, axis=0)
-    iterations = 0
-    while iterations < max_iterations and np.any(np.linalg.norm(residual, axis=0) > tolerance * scale):
-        product = matvec(direction) + y.dtype.type(ridge) * direction
+    energy, recent = np.zeros(target.shape[1]), np.zeros((_DELAY, target.shape[1]))
+    for steps in range(budget):
+        active = (np.linalg.norm(residual, axis=0) > goal) & (inner > 0.0)
+        if not np.any(active):
+            return _Descent(solution, energy, recent.sum(axis=0), steps)
+        product = system(direction)
         curvature = np.sum(direction * product, axis=0)
-        step = np.where(curvature > 0.0, inner / np.where(curvature > 0.0, curvature, 1.0), 0.0)
-        solution = solution + step * direction
-        residual = residual - step * product
+        active &= curvature > 0.0  # not so for directions that rounding made indefinite: those columns stay
+        step = np.where(active, inner / np.where(active, curvature, 1.0), 0.0)
+        solution += step * direction
+        residual = residual - step * product  # not in place: without a preconditioner the direction is this array
         conditioned = apply(residual)
         following = np.sum(residual * conditioned, axis=0)
-        growth = np.where(inner > 0.0, following / np.where(inner > 0.0, inner, 1.0), 0.0)
-        direction, inner = conditioned + growth * direction, following
-        iterations += 1
-    misfit = np.linalg.norm(matvec(solution) + y.dtype.type(ridge) * solution - y, axis=0) / scale
-    bound = misfit / ridge if ridge > 0.0 else np.full_like(misfit, np.inf)
-    return IterativeSolution(solution, misfit, bound, iterations, bool(np.all(misfit <= 2.0 * tolerance)))
-
-
-def _accumulate(result: np.ndarray, v: np.ndarray, block: np.ndarray, start: tuple[int, int]) -> None:
-    i, j = start
-    height, width = block.shape
-    result[i : i + height] += block @ v[j : j + width]
-    if i != j:
-        result[j : j + width] += block.T @ v[i : i + height]
+        direction = conditioned + np.where(active, following / np.where(active, inner, 1.0), 0.0) * direction
+        energy += step * inner
+        recent = np.where(active, np.concatenate([recent[1:], (step * inner)[None]]), recent)
+        # a column that stays would try the same direction for ever
+        inner = np.where(active, following, 0.0)
+    return _Descent(solution, energy, recent.sum(axis=0), budget)

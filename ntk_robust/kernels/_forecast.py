@@ -22,6 +22,7 @@ _LARGEST_TILE, _LARGEST_TILE_OF_ACCELERATORS, _SMALLEST_TILE = 2048, 8192, 128
 # On the way to a file a tile exists as the result, its copy for the writer, the mirrored copy, and once more while
 # the next one is computed.
 _COPIES_IN_MEMORY, _COPIES_ON_THE_WAY = 1, 5
+_PLACES = ("memory", "memory of the device", "disk")
 # Growth of the process that belongs to no array: the compiler and its program.
 _COMPILER = 96 * 2**20
 
@@ -58,9 +59,10 @@ class GramForecast:
     @property
     def fits(self) -> bool:
         """Whether memory, device and disk suffice."""
-        needs = (self.memory_bytes, self.device_bytes, self.disk_bytes)
-        available = (self.memory_available, self.device_available, self.disk_available)
-        return all(a is None or n <= a for n, a in zip(needs, available, strict=True))
+        return _fit(
+            (self.memory_bytes, self.device_bytes, self.disk_bytes),
+            (self.memory_available, self.device_available, self.disk_available),
+        )
 
 
 def forecast_gram(
@@ -101,7 +103,7 @@ def folder_of(out: Destination) -> Path | None:
 
 
 def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] | None, out: Destination) -> TilePlan:
-    """The tiles, of the size asked for or the largest that fits (or of 128 where none does)."""
+    """The tiles, of the size asked for or the largest that fits (where nothing does, one that will be refused)."""
     if tile is not None:
         return TilePlan.of(kernel, x1, x2, tile if isinstance(tile, tuple) else (tile, tile))
     room, columns = available(out), x1 if x2 is None else x2
@@ -109,8 +111,8 @@ def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] 
     while True:
         size = (balanced(max(1, x1.shape[0]), largest), balanced(max(1, columns.shape[0]), largest))
         plan = TilePlan.of(kernel, x1, x2, size)
-        parts = zip(needs(kernel, x1, plan, out), room, strict=True)
-        if largest <= _SMALLEST_TILE or all(free is None or needed <= free for needed, free in parts):
+        matrix = tuple(_matrix_bytes(plan, out, where) for where in _PLACES)
+        if largest <= _SMALLEST_TILE or not _fit(matrix, room) or _fit(needs(kernel, x1, plan, out), room):
             return plan
         largest //= 2
 
@@ -131,8 +133,7 @@ def refuse_what_cannot_fit(plan: TilePlan, needed: tuple[int, int, int], out: De
     Raises:
         ValueError: With what it needs, what there is, and what would fit.
     """
-    names = ("memory", "memory of the device", "disk")
-    for name, needs, free in zip(names, needed, available(out), strict=True):
+    for name, needs, free in zip(_PLACES, needed, available(out), strict=True):
         if free is None or needs <= free:
             continue
         room = free - (needs - _matrix_bytes(plan, out, name))
@@ -173,6 +174,10 @@ def device_available(device: jax.Device) -> int | None:
 def disk_available(path: Path) -> int:
     """Free bytes of the file system that holds `path` or its first existing parent."""
     return shutil.disk_usage(_existing(path)).free
+
+
+def _fit(needs: tuple[int, ...], room: tuple[int | None, ...]) -> bool:
+    return all(free is None or needed <= free for needed, free in zip(needs, room, strict=True))
 
 
 def _matrix_bytes(plan: TilePlan, out: Destination, where: str) -> int:

@@ -5,24 +5,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntk_robust.kernels import analytic_ntk, effective_rank, empirical_ntk, gram, kernel_alignment, kernel_drift
+from ntk_robust.kernels import (
+    analytic_ntk,
+    bures_distance,
+    effective_rank,
+    eigenspace_overlap,
+    empirical_ntk,
+    gram,
+    kernel_alignment,
+    kernel_angle,
+    kernel_distance,
+    kernel_drift,
+    kernel_velocity,
+    top_mass,
+)
 from ntk_robust.models import FullyConnected
+
+
+def _linear(a, b):
+    return a @ (a if b is None else b).T
 
 
 def test_tiles_make_the_whole_matrix():
     kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
     x, z = (np.random.default_rng(0).normal(size=(n, 3)) for n in (11, 5))
     whole = np.asarray(kernel.gram(jnp.asarray(x)))
-    for tile in (4, 100):
-        found = gram(kernel, x, tile=tile)
-        np.testing.assert_allclose(found, whole, rtol=1e-13, atol=1e-14)
-        np.testing.assert_array_equal(found, found.T)
-        np.testing.assert_array_equal(np.diagonal(found), np.diagonal(whole))
+    found = gram(kernel, x, tile=4)
+    np.testing.assert_allclose(found, whole, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(np.diagonal(found), np.diagonal(whole))
+    np.testing.assert_allclose(gram(_linear, x, tile=100), x @ x.T, rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(gram(kernel, x, z, tile=4), kernel.gram(jnp.asarray(x), jnp.asarray(z)), rtol=1e-13)
 
 
 def test_the_destination_changes_the_place_and_not_the_values():
-    kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
+    kernel = _linear
     x, z = (np.random.default_rng(0).normal(size=(n, 3)) for n in (11, 5))
     for other in (None, z):
         whole = gram(kernel, x, other, tile=4)
@@ -63,12 +80,12 @@ def test_progress_counts_every_tile_once():
             self.done += steps
 
     counting = Counting()
-    gram(analytic_ntk(FullyConnected(3, 1, 1, "scalar")), np.ones((7, 3)), tile=3, progress=counting)
+    gram(_linear, np.ones((7, 3)), tile=3, progress=counting)
     assert (counting.total, counting.done) == (6, 6)
 
 
 def test_impossible_tilings_are_refused():
-    kernel = analytic_ntk(FullyConnected(3, 1, 1, "scalar"))
+    kernel = _linear
     with pytest.raises(ValueError, match="tile is 0"):
         gram(kernel, np.ones((2, 3)), tile=0)
     with pytest.raises(ValueError, match="at least one each"):
@@ -90,3 +107,62 @@ def test_metrics_follow_their_definitions():
     values = np.linalg.eigvalsh(a)
     np.testing.assert_allclose(effective_rank(k_1), values.sum() ** 2 / (values**2).sum(), rtol=1e-12)
     np.testing.assert_allclose(effective_rank(jnp.eye(4)), 4.0)
+    np.testing.assert_allclose(top_mass(k_1, 2), np.sort(values)[-2:].sum() / values.sum(), rtol=1e-12)
+    np.testing.assert_allclose(top_mass(k_1, 6), 1.0, rtol=1e-12)
+    with pytest.raises(ValueError, match="num is 7 for 6"):
+        top_mass(k_1, 7)
+
+
+def test_distances_follow_from_the_alignment_and_keep_their_digits_where_it_has_none():
+    rng = np.random.default_rng(2)
+    k_1, k_2, step = (jnp.asarray(r @ r.T) for r in rng.normal(size=(3, 6, 9)))
+    for centered in (False, True):
+        alignment = kernel_alignment(k_1, k_2, centered=centered)
+        np.testing.assert_allclose(
+            kernel_distance(k_1, k_2, centered=centered), np.sqrt(2 * (1 - alignment)), rtol=1e-12
+        )
+        np.testing.assert_allclose(kernel_angle(k_1, k_2, centered=centered), np.arccos(alignment), rtol=1e-12)
+    assert float(kernel_distance(k_1, 3.0 * k_1)) < 1e-15
+    # across the direction of k_1 a small step turns it by its relative length; the arc cosine would be 0 or 1e-8
+    across = step - k_1 * jnp.sum(step * k_1) / jnp.sum(k_1 * k_1)
+    turn = 1e-9 * float(jnp.linalg.norm(across) / jnp.linalg.norm(k_1))
+    np.testing.assert_allclose(kernel_angle(k_1, k_1 + 1e-9 * across), turn, rtol=1e-5)
+    np.testing.assert_allclose(kernel_distance(k_1, k_1 + 1e-9 * across), turn, rtol=1e-5)
+
+
+def test_velocity_is_the_slope_of_the_path_and_sees_which_step_was_long():
+    k = jnp.asarray(np.eye(3) + 1.0)
+    times = jnp.asarray([0.0, 1.0, 3.0])
+    path = jnp.stack([k, 1.5 * k, 3.0 * k])
+    np.testing.assert_allclose(kernel_velocity(path, times), [0.5, 0.5], rtol=1e-14)
+    np.testing.assert_allclose(kernel_velocity(path, jnp.asarray([0.0, 1.0, 2.0])), [0.5, 1.0], rtol=1e-14)
+
+
+def test_the_bures_distance_is_that_of_the_best_rotated_features():
+    rng = np.random.default_rng(3)
+    diagonal_1, diagonal_2 = np.array([4.0, 1.0, 0.0]), np.array([1.0, 9.0, 0.25])
+    expected = np.linalg.norm(np.sqrt(diagonal_1) - np.sqrt(diagonal_2))  # commuting matrices
+    basis = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    k_1, k_2 = (jnp.asarray((basis * diagonal) @ basis.T) for diagonal in (diagonal_1, diagonal_2))
+    np.testing.assert_allclose(bures_distance(k_1, k_2), expected, rtol=1e-7)
+    phi, psi = rng.normal(size=(2, 5, 7))
+    left, _, right = np.linalg.svd(psi.T @ phi)
+    best = np.linalg.norm(phi - psi @ left @ right)
+    a, b = jnp.asarray(phi @ phi.T), jnp.asarray(psi @ psi.T)
+    np.testing.assert_allclose(bures_distance(a, b), best, rtol=1e-9)
+    np.testing.assert_allclose(bures_distance(b, a), best, rtol=1e-9)
+    assert float(bures_distance(a, a)) < 1e-7
+
+
+def test_overlaps_are_cosines_of_principal_angles():
+    rng = np.random.default_rng(4)
+    basis = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    turned = basis.copy()  # the second leading direction turned by 0.3 towards the fourth
+    turned[:, 1] = np.cos(0.3) * basis[:, 1] + np.sin(0.3) * basis[:, 3]
+    turned[:, 3] = np.cos(0.3) * basis[:, 3] - np.sin(0.3) * basis[:, 1]
+    k_1, k_2 = (jnp.asarray((u * [5.0, 4.0, 3.0, 2.0, 1.0]) @ u.T) for u in (basis, turned))
+    np.testing.assert_allclose(eigenspace_overlap(k_1, k_2, 2), [1.0, np.cos(0.3)], rtol=1e-12)
+    np.testing.assert_allclose(eigenspace_overlap(k_1, k_2, 4), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(eigenspace_overlap(k_1, 7.0 * k_1, 3), 1.0, rtol=1e-12)
+    with pytest.raises(ValueError, match="num is 0 for 5"):
+        eigenspace_overlap(k_1, k_2, 0)
