@@ -1,0 +1,192 @@
+"""Certificates of kernel predictors: against searches over the set, and tight where they say so."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from ntk_robust import models
+from ntk_robust.attacks import PGD, Box, L2Ball, LinfBall, SphereSlice
+from ntk_robust.certify import (
+    RkhsFunction,
+    _rkhs,
+    certified_kernel_radius,
+    local_kernel_bounds,
+    rkhs_bounds,
+    rkhs_distance_bound,
+)
+from ntk_robust.data import sphere_points
+from ntk_robust.kernels import ZonalKernel, analytic_nngp, analytic_ntk, kernel_regression, rkhs_distance_squared
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+D, N = 6, 30
+
+
+def ntk(num_hidden_layers=2, **options):
+    return analytic_ntk(
+        models.FullyConnected(
+            input_dim=D, width=1, num_hidden_layers=num_hidden_layers, num_outputs="scalar", **options
+        )
+    )
+
+
+def regression(key, num_outputs=1):
+    """NTK regression of a smooth function of directions, with some ridge."""
+    x_train = 1.5 * sphere_points(N, D, key=key)
+    targets = jnp.stack([jnp.sign(x_train[:, j]) for j in range(num_outputs)], axis=1)
+    kernel = ntk()
+    fitted = kernel_regression(np.asarray(kernel.gram(x_train)), np.asarray(targets), ridge=0.1)
+    return RkhsFunction(kernel, x_train, jnp.asarray(fitted.dual))
+
+
+def plane_points(x, radius, num=400):
+    """Points of the ball in a plane through x, where a rotation-invariant supremum is attained."""
+    other = jnp.zeros_like(x).at[jnp.argmin(jnp.abs(x))].set(1.0)
+    across = other - x * (other @ x) / (x @ x)
+    frame = jnp.stack([x / jnp.linalg.norm(x), across / jnp.linalg.norm(across)])
+    angle = jnp.linspace(0, 2 * jnp.pi, num)
+    return x[None] + radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1) @ frame
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel", [ntk(), analytic_nngp(models.FullyConnected(D, 1, 3, "scalar"))], ids=["ntk", "nngp"]
+)
+@pytest.mark.parametrize("radius", [1e-3, 1.0])
+def test_the_distance_bound_is_the_supremum_over_the_ball(kernel, radius, key):
+    x = jr.normal(key, (D,))
+    x = 1.2 * x / jnp.linalg.norm(x)
+    distances = jax.jit(jax.vmap(lambda z: jnp.sqrt(rkhs_distance_squared(kernel, x, z))))
+    rim, inside = plane_points(x, radius), plane_points(x, 0.9 * radius)
+    largest = float(jnp.max(distances(jnp.concatenate([rim, inside]))))
+    bound = float(rkhs_distance_bound(kernel, x, L2Ball(radius)))
+    assert largest <= bound <= 1.01 * largest
+
+
+@pytest.mark.slow
+def test_on_the_sphere_slice_the_distance_bound_is_attained_at_the_rim(key):
+    x = jnp.append(0.6 * sphere_points(1, D - 1, key=key)[0], 0.8)
+    smooth, slice_ = ntk(activation=models.Erf()), SphereSlice(0.2)
+    for kernel in (ntk(), smooth):
+        points = jax.jit(jax.vmap(lambda k: slice_.project(x, x + 5.0 * jr.normal(k, (D,)))))(jr.split(key, 50))
+        chords = np.linalg.norm(np.asarray(points) - np.asarray(x), axis=1)
+        found = np.sqrt([rkhs_distance_squared(kernel, x, z) for z in points[np.argsort(-chords)[:3]]])
+        bound = float(rkhs_distance_bound(kernel, x, slice_))
+        assert np.all(found <= bound)
+        np.testing.assert_allclose(found[0], bound, rtol=1e-6)
+
+
+def normalized_on_complex_numbers(u, weights, kink):
+    """The kernel's function of the cosine, with complex arguments."""
+    theta, u = 0, u.astype(complex)
+    for layer, weight in enumerate(weights):
+        if layer:
+            angle = np.arccos(u)
+            theta, u = (1 - kink * angle / np.pi) * theta, u + kink * (np.sin(angle) - angle * u) / np.pi
+        theta = theta + weight / sum(weights) * u
+    return theta
+
+
+@pytest.mark.parametrize("case", ["ntk", "leaky nngp"])
+def test_the_kernels_have_the_power_series_that_the_bounds_rest_on(case):
+    leaky = models.FullyConnected(D, 1, 2, "scalar", activation=models.LeakyRelu(0.3))
+    kernel = ntk(3) if case == "ntk" else analytic_nngp(leaky)
+    weights, kink = kernel.layer_weights, kernel.kink
+    # by the kernel itself, at unit vectors
+    u = np.linspace(-0.95, 0.95, 21)
+    pairs = jnp.asarray(np.stack([u, np.sqrt(1 - u**2)], axis=1))
+    values = jax.jit(jax.vmap(lambda pair: kernel(jnp.array([1.0, 0.0]), pair) / kernel.scale))(pairs)
+    np.testing.assert_allclose(normalized_on_complex_numbers(u, weights, kink).real, values, atol=1e-12)
+    ours = jax.jit(jax.vmap(_rkhs._normalized(kernel)))(jnp.asarray(u))
+    np.testing.assert_allclose(ours, values, atol=1e-12)
+    # Taylor coefficients by Cauchy's formula on a circle
+    circle = 0.8 * np.exp(2j * np.pi * np.arange(256) / 256)
+    coefficients = np.fft.fft(normalized_on_complex_numbers(circle, weights, kink)).real / 256 / 0.8 ** np.arange(256)
+    assert np.all(coefficients[:40] > -1e-11)
+    np.testing.assert_allclose(np.polyval(coefficients[60::-1], u[5:16]), np.asarray(values)[5:16], atol=1e-8)
+
+
+def attacked(function, row, x, perturbations, key):
+    """Smallest value that 20 starts of PGD find."""
+    attack = PGD(num_steps=20, relative_step=0.2)
+
+    @eqx.filter_jit
+    def ends(function, row, x, perturbations):
+        values = jax.vmap(lambda k: attack(lambda q: -row @ function(q), x, perturbations, key=k).value)
+        return values(jr.split(key, 20))
+
+    return -float(np.max(ends(function, row, x, perturbations)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "perturbations", [LinfBall(0.02, Box(-1.5, 1.5)), SphereSlice(0.1)], ids=lambda p: type(p).__name__
+)
+def test_no_attack_on_a_regression_leaves_the_bounds(perturbations, key):
+    function = regression(key, num_outputs=2)
+    rows = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+    x = 1.4 * sphere_points(1, D, key=jr.fold_in(key, 1))[0]
+    points = jax.jit(jax.vmap(lambda k: perturbations.sample(x, key=k)))(jr.split(key, 500))
+    outputs = np.asarray(jax.jit(jax.vmap(function))(points) @ rows.T)
+    by_norm = jax.jit(rkhs_bounds)(function, x, perturbations, rows)
+    local = jax.jit(local_kernel_bounds)(function, x, perturbations, rows)
+    for found in (by_norm, local):
+        assert np.all((outputs >= np.asarray(found.lower)) & (outputs <= np.asarray(found.upper)))
+        for row, lower in zip(rows, found.lower, strict=True):
+            assert attacked(function, row, x, perturbations, key) >= float(lower)
+    # at small radii the gradient knows more than the norm
+    assert np.all(np.asarray(local.upper - local.lower) < np.asarray(by_norm.upper - by_norm.lower))
+
+
+@pytest.mark.slow
+def test_the_angle_bound_is_attained_by_the_worst_function_of_a_norm_and_a_value():
+    # in span{k_x, k_z} with z on the rim: k_x lies between f and k_z, so that angles add
+    kernel = ntk()
+    x = jnp.zeros(D).at[0].set(1.0).at[-1].set(0.5)
+    slice_ = SphereSlice(0.3)
+    z = slice_.project(x, x.at[1].set(10.0))
+    function = RkhsFunction(kernel, jnp.stack([x, z]), jnp.array([[2.0], [-1.2]]))
+    found = jax.jit(rkhs_bounds)(function, x, slice_)
+    assert float(function(x)[0]) > 0
+    np.testing.assert_allclose(found.lower[0], function(z)[0], rtol=1e-4)
+    assert float(found.lower[0]) <= float(function(z)[0])
+
+
+@pytest.mark.slow
+def test_certified_radii_stay_below_those_of_attacks_and_shrink_for_wrong_examples(key):
+    function = regression(key)
+    xs = 1.5 * sphere_points(6, D, key=jr.fold_in(key, 2))
+    signs = jnp.sign(jax.vmap(function)(xs)[:, 0])
+    radius = jax.jit(
+        jax.vmap(lambda x, s: certified_kernel_radius(function, x, s[None, None], L2Ball(1.0), num_halvings=20))
+    )
+    proven = np.asarray(radius(xs, signs))
+    assert np.all(proven > 0)
+    for x, sign, size in zip(xs, signs, proven, strict=True):
+        assert attacked(function, sign[None], x, L2Ball(size), key) > 0
+    assert np.all(np.asarray(radius(xs, -signs)) == 0)
+
+
+@pytest.mark.slow
+def test_a_remainder_that_is_too_small_is_noticed(key, monkeypatch):
+    function = regression(key)
+    x = 1.4 * sphere_points(1, D, key=jr.fold_in(key, 1))[0]
+    row, ball = jnp.ones((1, 1)), L2Ball(0.2)
+    worst = attacked(function, row[0], x, ball, key)
+    assert float(local_kernel_bounds(function, x, ball, row).lower[0]) <= worst
+    right = _rkhs._normalized
+    monkeypatch.setattr(_rkhs, "_normalized", lambda kernel: lambda u: 1e-3 * right(kernel)(u))
+    assert float(local_kernel_bounds(function, x, ball, row).lower[0]) > worst
+
+
+@pytest.mark.slow
+def test_kernels_and_shapes_of_which_nothing_is_known_are_refused(key):
+    smooth = ntk(activation=models.Erf())
+    x = jnp.ones(D)
+    with pytest.raises(TypeError, match="ZonalKernel"):
+        rkhs_distance_bound(smooth, x, L2Ball(0.1))
+    with pytest.raises(ValueError, match="one row of dual"):
+        RkhsFunction(ntk(), jnp.ones((3, D)), jnp.ones((2, 1)))
+    assert isinstance(ntk(), ZonalKernel)
