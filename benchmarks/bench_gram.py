@@ -63,21 +63,22 @@ def run_one(job: str, rows: int, folder: Path) -> dict:
 
 
 def extrapolated(rows: list[dict]) -> dict:
-    """Peak memory at 60,000 rows: the part that grows with the rows is the examples, and the rest a constant."""
+    """Peak memory at 60,000 rows from sizes up to 20,000: a constant, and what grows with the rows, the examples."""
     import numpy as np
 
     if len(rows) < 2:
         return {}
     n = np.array([row["rows"] for row in rows], float)
     peak = np.array([row["peak_resident_bytes"] for row in rows], float)
-    full = n >= 5000  # smaller ones have smaller tiles
-    slope, constant = np.polyfit(n[full], peak[full], 1)
+    full = (n >= 5000) & (n <= 20000)  # smaller ones have smaller tiles
+    slope, constant = (float(c) for c in np.polyfit(n[full], peak[full], 1))
+    longest = max((row for row in rows if row["rows"] <= 20000), key=lambda row: row["rows"])
     return {
         "bytes_per_row": slope,
         "bytes_per_row_of_the_examples": 784 * 4,
         "peak_resident_bytes_at_60000": constant + 60000 * slope,
         "disk_bytes_at_60000": 4 * 60000**2,
-        "seconds_at_60000": rows[-1]["seconds"] * (60000 / rows[-1]["rows"]) ** 2,
+        "seconds_at_60000": longest["seconds"] * (60000 / longest["rows"]) ** 2,
     }
 
 

@@ -112,8 +112,8 @@ def nystrom(
     """
     _check(n, rank, ridge)
     dtype = np.dtype(dtype)
-    draws = np.array(jax.random.normal(key, (n, rank), dtype))
-    sketch = scipy.linalg.qr(draws, mode="economic", overwrite_a=True, check_finite=False)[0]
+    # drawn in JAX's own precision: float64 in NumPy needs no 64-bit JAX
+    sketch = np.linalg.qr(np.asarray(jax.random.normal(key, (n, rank))).astype(dtype))[0]
     product = matvec(sketch).astype(dtype, copy=False)
     jitter = float(np.finfo(dtype).eps) * float(np.linalg.norm(product))
     product = product + dtype.type(jitter) * sketch
@@ -124,7 +124,7 @@ def nystrom(
             f"the matrix is not positive semi-definite on a sketch of rank {rank} in {dtype} (pivot {info}); give a "
             "smaller rank, dtype=float64, or look for errors in the matrix"
         )
-    half = scipy.linalg.solve_triangular(factor, product.T, trans="T", overwrite_b=True, check_finite=False).T
+    half = scipy.linalg.solve_triangular(factor, product.T, trans=1, overwrite_b=True, check_finite=False).T
     vectors, sizes, _ = scipy.linalg.svd(half, full_matrices=False, overwrite_a=True, check_finite=False)
     values = np.maximum(sizes.astype(np.float64) ** 2 - jitter, 0.0)
     shift = max(ridge + float(values[-1]), float(np.finfo(dtype).eps) * float(values[0]), float(np.finfo(dtype).tiny))

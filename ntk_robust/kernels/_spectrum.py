@@ -128,7 +128,8 @@ def leading_eigenpairs(
     dtype = np.dtype(dtype)
     width = min(n, -(-(num + _SPARE) // 8) * 8)
     basis, images = np.zeros((n, 0), dtype), np.zeros((n, 0), dtype)
-    block = np.linalg.qr(np.array(jax.random.normal(key, (n, width), dtype)))[0]
+    # drawn in JAX's own precision: float64 in NumPy needs no 64-bit JAX
+    block = np.linalg.qr(np.asarray(jax.random.normal(key, (n, width))).astype(dtype))[0]
     products = 0
     while True:
         products += 1
@@ -156,9 +157,11 @@ def _new_directions(candidates: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """An orthonormal basis of what the candidates add; what is only rounding adds nothing."""
     block = candidates / np.linalg.norm(candidates, axis=0)
     for _ in range(2):
+        if block.shape[1] == 0:
+            break
         block = block - basis @ (basis.T @ block)
-        block, triangle, _ = scipy.linalg.qr(block, mode="economic", pivoting=True)
-        sizes = np.abs(np.diagonal(triangle))
+        pivoted: Any = scipy.linalg.qr(block, mode="economic", pivoting=True)
+        block, sizes = pivoted[0], np.abs(np.diagonal(pivoted[1]))
         # the first pass measures what is new; the second only takes out the rounding of the first
         block = block[:, sizes > 1e3 * float(np.finfo(block.dtype).eps)]
     return block[:, : max(0, len(basis) - basis.shape[1])]
