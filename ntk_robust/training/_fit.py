@@ -1,6 +1,7 @@
 """Training as one compiled program between progress reports."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from ntk_robust.training._layers import layer_names, layers, trainable_mask
 from ntk_robust.training._loop import Carry, ProbeFn, Program, RecordFn, Step, advance, start
 from ntk_robust.training._methods import AbstractMethod, Adversarial
 from ntk_robust.training._weight_sets import AbstractWeightSet
+
+# Often enough for progress and Ctrl-C, seldom enough that the host's work between chunks does not show.
+_SECONDS_PER_CHUNK = 1.0
 
 
 class TrainingResult(eqx.Module):
@@ -121,7 +125,7 @@ def fit(
         probes: Named functions of the (whole) weights, each returning a dict of arrays, run inside the program.
         probe_every: Steps between probings, k; the first and the last weights are always probed.
         record: Function of a `Step` that returns a dict of arrays; called in every step, they join the history.
-        steps_per_chunk: Steps between progress reports, checkpoints and callbacks; None is a twentieth of the run.
+        steps_per_chunk: Steps between progress reports, checkpoints and callbacks; None is about a second's worth.
         checkpoints: Where to save after every chunk, and whether to resume; None for nowhere.
         callback: Called after every chunk with the result so far, a copy.
         progress: Where to report, an `AbstractProgress`; None is silence.
@@ -161,6 +165,7 @@ def fit(
     if steps_per_chunk is not None and steps_per_chunk < 1:
         raise ValueError(f"steps_per_chunk is {steps_per_chunk}; give a positive number of steps")
     chunk = steps_per_chunk or max(1, num_steps // 20)
+    clock = time.perf_counter()
     carry = start(program, trained)
     with contextlib.ExitStack() as stack:
         task = stack.enter_context((progress or SilentProgress()).task("training", num_steps))
@@ -169,17 +174,22 @@ def fit(
         if saved is not None:
             carry, done = saved.restore(carry)
             task.advance(done)
-        for begin in range(done, num_steps, chunk):
-            end = min(begin + chunk, num_steps)
+        while done < num_steps:
+            begin, end = done, min(done + chunk, num_steps)
             # The turn after the last step only probes.
             carry = advance(program, carry, begin, end + (end == num_steps))
             if not bool(carry.state.finite):
                 break
+            done = end
             if saved is not None:
                 saved.save(carry, end)
             task.advance(end - begin, surrogate_loss=float(carry.history["surrogate_loss"][end - 1]))
             if callback is not None:
                 callback(finish(program, jax.tree.map(jnp.copy, carry), params))
+            if steps_per_chunk is None:
+                now = time.perf_counter()
+                chunk = max(1, int((end - begin) * min(_SECONDS_PER_CHUNK / max(now - clock, 1e-9), num_steps)))
+                clock = now
         last_good = "" if saved is None else saved.describe()
     result = finish(program, carry, params, advice=last_good)
     if throw and not result.finite:
