@@ -112,7 +112,10 @@ def _probed(result: TrainingResult, layers: tuple[str, ...]) -> list[Figure]:
                 "Change of the empirical NTK",
                 "step",
                 "‖Θ − Θ₀‖ / ‖Θ₀‖ (Frobenius)",
-                (curve("drift", probes["kernel"]["kernel_drift"]),),
+                (
+                    curve("drift", probes["kernel"]["kernel_drift"]),
+                    curve("angle, radians", probes["kernel"]["kernel_angle"], "dashed"),
+                ),
             )
         )
     return figures

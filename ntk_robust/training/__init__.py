@@ -24,6 +24,7 @@ from ntk_robust.training._probes import (
     DisplacementProbe,
     FlippedPatternsProbe,
     KernelDriftProbe,
+    KernelSpectrumProbe,
     LinearizationProbe,
     NaturalProbe,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "FrobeniusBall",
     "Gradient",
     "KernelDriftProbe",
+    "KernelSpectrumProbe",
     "LayerwiseFrobeniusBall",
     "LinearizationProbe",
     "Linearized",

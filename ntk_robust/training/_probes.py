@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PyTree
 
-from ntk_robust.kernels import kernel_drift
+from ntk_robust.kernels import effective_rank, eigenspace_overlap, kernel_angle, kernel_drift, top_mass
 from ntk_robust.losses import Margin
 from ntk_robust.training._displacement import parameter_displacement
 from ntk_robust.training._layers import trainable_mask
@@ -137,7 +137,11 @@ class BoundaryProbe(eqx.Module):
 
 
 class KernelDriftProbe(eqx.Module):
-    r"""Change of a kernel matrix, "kernel_drift" $= \|\Theta_t - \Theta_0\|_F / \|\Theta_0\|_F$.
+    r"""How a kernel matrix changed in length and in direction.
+
+    "kernel_drift" $= \|\Theta_t - \Theta_0\|_F / \|\Theta_0\|_F$, "kernel_growth" $= \|\Theta_t\|_F /
+    \|\Theta_0\|_F$, "kernel_angle" and "centered_kernel_angle" (radians, without and with row and column means taken
+    out), and "effective_rank" of $\Theta_t$.
 
     Attributes:
         kernel_fn: weights -> kernel matrix on the caller's points, for example
@@ -149,8 +153,48 @@ class KernelDriftProbe(eqx.Module):
     gram_0: Float[Array, "n n"]
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
-        """Drift at `params`."""
-        return {"kernel_drift": kernel_drift(self.kernel_fn(params), self.gram_0)}
+        """Change at `params`."""
+        gram = self.kernel_fn(params)
+        return {
+            "kernel_drift": kernel_drift(gram, self.gram_0),
+            "kernel_growth": jnp.linalg.norm(gram) / jnp.linalg.norm(self.gram_0),
+            "kernel_angle": kernel_angle(gram, self.gram_0),
+            "centered_kernel_angle": kernel_angle(gram, self.gram_0, centered=True),
+            "effective_rank": effective_rank(gram),
+        }
+
+
+class KernelSpectrumProbe(eqx.Module):
+    r"""The leading eigenvalues of a kernel matrix and how far their space turned.
+
+    "leading_eigenvalues" (descending), "top_mass" (their share in the trace), and "eigenspace_overlap", the share of
+    their space that lies in that of the reference: 1 if it did not turn, 0 if it is orthogonal. Costs one
+    eigen-decomposition.
+
+    Attributes:
+        kernel_fn: weights -> kernel matrix on the caller's points.
+        gram_0: The reference, usually `kernel_fn(params_0)`.
+        num_leading: How many eigenvalues lead.
+    """
+
+    kernel_fn: Callable[[PyTree], Float[Array, "n n"]]
+    gram_0: Float[Array, "n n"]
+    num_leading: int = eqx.field(default=10, static=True)
+
+    def __check_init__(self) -> None:
+        if not 1 <= self.num_leading <= len(self.gram_0):
+            raise ValueError(
+                f"num_leading is {self.num_leading} for {len(self.gram_0)} points; give a number from 1 to that"
+            )
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Spectrum at `params`."""
+        gram = self.kernel_fn(params)
+        return {
+            "leading_eigenvalues": jnp.linalg.eigvalsh(gram)[::-1][: self.num_leading],
+            "top_mass": top_mass(gram, self.num_leading),
+            "eigenspace_overlap": jnp.mean(eigenspace_overlap(gram, self.gram_0, self.num_leading) ** 2),
+        }
 
 
 class FlippedPatternsProbe(eqx.Module):

@@ -15,6 +15,7 @@ from ntk_robust.training import (
     DisplacementProbe,
     FlippedPatternsProbe,
     KernelDriftProbe,
+    KernelSpectrumProbe,
     LayerwiseFrobeniusBall,
     LinearizationProbe,
     NaturalProbe,
@@ -53,6 +54,7 @@ def result():
             "displacement": DisplacementProbe(PARAMS),
             "natural": NaturalProbe(MODEL.apply, Squared(), XS, YS),
             "kernel": KernelDriftProbe(tangent_gram, tangent_gram(PARAMS)),
+            "spectrum": KernelSpectrumProbe(tangent_gram, tangent_gram(PARAMS), 2),
             "patterns": FlippedPatternsProbe(MODEL.preactivations, PARAMS, XS),
             "adversarial": AdversarialProbe(ATTACKED),
             "points": lambda params: {"xs_adv": ATTACKED(params)},
@@ -132,6 +134,36 @@ def test_drift_loss_accuracy_and_patterns_equal_direct_computation(result):
             ):
                 flips[layer] += np.mean((np.asarray(a) > 0) != (np.asarray(b) > 0)) / len(XS)
         np.testing.assert_allclose(result.probes["patterns"]["flipped_patterns"][row], flips, atol=1e-15)
+
+
+def test_length_direction_and_spectrum_of_the_kernel_are_those_of_numpy(result):
+    def centered(k):
+        return k - k.mean(axis=0) - k.mean(axis=1)[:, None] + k.mean()
+
+    def angle(a, b):
+        return np.arccos(np.clip(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b), -1.0, 1.0))
+
+    start = np.asarray(tangent_gram(PARAMS))
+    for row, step in enumerate(result.probe_steps):
+        now = np.asarray(tangent_gram(weights_at(result, int(step))))
+        kernel = {name: np.asarray(values[row]) for name, values in result.probes["kernel"].items()}
+        assert kernel["kernel_growth"] == pytest.approx(np.linalg.norm(now) / np.linalg.norm(start))
+        assert kernel["kernel_angle"] == pytest.approx(angle(now, start), abs=1e-7)  # arccos near 1
+        assert kernel["centered_kernel_angle"] == pytest.approx(angle(centered(now), centered(start)), abs=1e-7)
+        eigenvalues = np.linalg.svd(now, compute_uv=False)  # of a positive semi-definite matrix
+        assert kernel["effective_rank"] == pytest.approx(eigenvalues.sum() ** 2 / np.sum(eigenvalues**2))
+        spectrum = {name: np.asarray(values[row]) for name, values in result.probes["spectrum"].items()}
+        np.testing.assert_allclose(spectrum["leading_eigenvalues"], eigenvalues[:2], rtol=1e-10)
+        assert spectrum["top_mass"] == pytest.approx(eigenvalues[:2].sum() / np.trace(now))
+        projectors = [u[:, :2] @ u[:, :2].T for u in (np.linalg.svd(now)[0], np.linalg.svd(start)[0])]
+        assert spectrum["eigenspace_overlap"] == pytest.approx(np.trace(projectors[0] @ projectors[1]) / 2)
+    assert result.probes["kernel"]["kernel_angle"][-1] > 1e-3
+    assert result.probes["spectrum"]["eigenspace_overlap"][-1] < 1 - 1e-9
+
+
+def test_more_leading_eigenvalues_than_points_are_refused():
+    with pytest.raises(ValueError, match="num_leading is 6 for 5 points"):
+        KernelSpectrumProbe(tangent_gram, tangent_gram(PARAMS), 6)
 
 
 def test_a_stronger_attack_is_measured_where_it_ends(result):
