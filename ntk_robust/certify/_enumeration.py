@@ -12,7 +12,7 @@ all.
 import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -200,7 +200,7 @@ def _on_host(graph: Graph, number: Callable[[Any], np.ndarray]) -> dict[int, Cal
                 bend = partial(_bend, _slopes(node.layer.activation, number))
                 found[index] = lambda _, plus, minus, bend=bend: bend(plus) - bend(minus)
             case Add():
-                found[index] = lambda *values: sum(values[1:], values[0])
+                found[index] = lambda *values: reduce(np.add, values)
     return found
 
 

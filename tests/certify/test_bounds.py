@@ -112,6 +112,7 @@ def test_points_that_leave_bounds_from_a_wrong_slope_are_noticed(key, monkeypatc
     assert np.any((outputs < np.asarray(found.lower)) | (outputs > np.asarray(found.upper)))
 
 
+@pytest.mark.slow
 def test_without_the_allowance_for_rounding_float32_outputs_leave_the_bounds(key, monkeypatch):
     # one affine layer of many terms at radius 0: the bounds are the output itself, and what rounding does to it
     weight, x = jr.normal(key, (64, 600), np.float32), jr.normal(key, (600,), np.float32)
@@ -200,6 +201,7 @@ def rational_network(seed, sizes):
     return Network(tuple(layers[:-1]), (sizes[0],)), *fractions
 
 
+@pytest.mark.slow
 def test_a_case_small_enough_to_check_on_paper():
     # f = relu(x + y) + relu(x - y) - relu(-x + 1/2) on |x|, |y| <= 1
     network = Network(
