@@ -4,7 +4,14 @@ from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel, rkhs_distance_squared
 from ntk_robust.kernels._conjugate_gradients import IterativeSolution, conjugate_gradients
 from ntk_robust.kernels._dense import DenseKernel
-from ntk_robust.kernels._empirical import empirical_nngp, empirical_ntk, empirical_ntk_diagonal
+from ntk_robust.kernels._empirical import (
+    empirical_nngp,
+    empirical_ntk,
+    empirical_ntk_costs,
+    empirical_ntk_diagonal,
+)
+from ntk_robust.kernels._empirical_generic import NtkCost
+from ntk_robust.kernels._empirical_product import empirical_ntk_vector_product
 from ntk_robust.kernels._forecast import GramForecast, forecast_gram
 from ntk_robust.kernels._gram import gram
 from ntk_robust.kernels._matvec import kernel_matvec, stored_matvec
@@ -43,6 +50,7 @@ __all__ = [
     "IterativeSolution",
     "KernelRegression",
     "MercerSpectrum",
+    "NtkCost",
     "Preconditioner",
     "ProductKernel",
     "ScaledKernel",
@@ -60,7 +68,9 @@ __all__ = [
     "eigenspace_overlap",
     "empirical_nngp",
     "empirical_ntk",
+    "empirical_ntk_costs",
     "empirical_ntk_diagonal",
+    "empirical_ntk_vector_product",
     "forecast_gram",
     "gradient_flow",
     "gram",

@@ -1,25 +1,37 @@
 """Kernels of networks of finite width at given weights."""
 
-from collections.abc import Callable
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
 
+from ntk_robust.kernels._empirical_generic import (
+    METHODS,
+    ApplyFn,
+    NtkCost,
+    Problem,
+    flat_output,
+    generic_costs,
+    generic_ntk,
+    num_outputs,
+)
 from ntk_robust.kernels._layerwise import Batch, has_layerwise, layerwise_diagonal, layerwise_ntk
 from ntk_robust.models import AbstractModel
 
-ApplyFn = Callable[[Any, Float[Array, "..."]], Float[Array, "..."]]
 _HIGHEST = jax.lax.Precision.HIGHEST
+# The diagonal of any function forms Jacobians of as many examples at a time as fit in this.
+_JACOBIAN_BYTES = 2**27
 
 
 def empirical_ntk(
     apply_fn: ApplyFn,
     params: PyTree,
-    x1: Float[Array, "n1 *d"],
-    x2: Float[Array, "n2 *d"] | None = None,
+    x1: Shaped[Array, "n1 *d"],
+    x2: Shaped[Array, "n2 *d"] | None = None,
     *,
     params2: PyTree | None = None,
     trainable: PyTree[bool] | None = None,
@@ -31,40 +43,110 @@ def empirical_ntk(
 
     `apply_fn` may be any differentiable function of weights and one example. The `apply` method of the project's
     fully connected models takes a faster way: one forward pass and one backward pass per output, then
-    $\sum_l (H_{l-1} H_{l-1}^\top) ∘ (\Delta_l \Delta_l^\top)$ over layers, with no Jacobian. Otherwise the Jacobian of
-    either side is held in memory: (n1 + n2) × outputs × weights numbers.
+    $\sum_l (H_{l-1} H_{l-1}^\top) ∘ (\Delta_l \Delta_l^\top)$ over layers, with no Jacobian; its memory is that of the
+    features $H$, the signals $\Delta$ and the result. All else goes through neural-tangents, by that of its
+    implementations which costs least: "auto" lowers all three without compiling them, takes the one with the fewest
+    operations (`empirical_ntk_costs`), and remembers this for the function and the shapes. The first call with a new
+    function therefore takes a second or so longer; define the function once, outside of loops.
 
     Args:
         apply_fn: (params, one example) → output of shape () or (k,).
-        params: Weights, any pytree of float arrays.
+        params: Weights, any pytree. Leaves that are not arrays of floats, such as the activation functions in an
+            equinox module, are left alone.
         x1: Examples, one per row.
         x2: Examples; None for `x1`.
         params2: Weights for the second side, for kernels between two states of a network; None for `params`.
         trainable: Tree of bools like `params`, True for weights that count. None: the model's own
-            `trainable_mask` where `apply_fn` is a model's method, else all.
+            `trainable_mask` where `apply_fn` is a model's method, else all arrays of floats.
         outputs: "trace" sums over outputs, "mean" averages, "full" keeps them: shape (n1, n2, k, k).
-        method: "layerwise", "jacobian", or "auto": layer by layer where that is possible.
+        method: "auto", "layerwise", or an implementation of neural-tangents: "structured_derivatives",
+            "ntk_vector_products", "jacobian_contraction".
 
     Returns:
-        Shape (n1, n2), or (n1, n2, k, k) for "full".
+        Shape (n1, n2), or (n1, n2, k, k) for "full". Warns where "auto" had to leave an implementation out because it
+        cannot be applied to this function, with its error.
 
     Raises:
         ValueError: For an unknown option, an output of more than one axis, a mask unlike `params`, or "layerwise" for
             another function.
+
+    Examples:
+        An equinox module is its own weights:
+
+        >>> import equinox as eqx, jax.numpy as jnp, jax.random as jr
+        >>> net = eqx.nn.MLP(3, 2, 8, 1, key=jr.key(0))
+        >>> x = jnp.eye(3)
+        >>> empirical_ntk(lambda net, x: net(x), net, x).shape
+        (3, 3)
+        >>> readout = jax.tree.map(lambda _: False, net)  # only the last layer trains
+        >>> readout = eqx.tree_at(lambda m: (m.layers[-1].weight, m.layers[-1].bias), readout, (True, True))
+        >>> empirical_ntk(lambda net, x: net(x), net, x, trainable=readout, outputs="full").shape
+        (3, 3, 2, 2)
+
+        A flax.nnx module is split first; `rest` holds what is not trained, such as batch statistics:
+
+            graph, weights, rest = nnx.split(module, nnx.Param, ...)
+            empirical_ntk(lambda weights, x: nnx.merge(graph, weights, rest)(x), weights, x)
+
+        Pairs of init and apply that expect a batch, as in haiku, flax.linen and stax:
+
+            empirical_ntk(lambda weights, x: net.apply(weights, x[None])[0], weights, x)
+
+    References:
+        Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022.
     """
-    model, trainable = _prepared(apply_fn, params, trainable, outputs, method)
-    first, second = Batch(params, x1), None
-    if x2 is not None or params2 is not None:
-        second = Batch(params if params2 is None else params2, x1 if x2 is None else x2)
-    if model is not None:
-        return _layerwise(model, first, second, trainable, outputs)
-    return _from_jacobians(apply_fn, first, second, trainable, outputs)
+    model, problem = prepared(apply_fn, params, x1, params2=params2, x2=x2, trainable=trainable, outputs=outputs)
+    if method not in ("auto", "layerwise", *METHODS):
+        raise ValueError(f"method is {method!r}; give {', '.join(map(repr, ('auto', 'layerwise', *METHODS)))}")
+    if method == "layerwise" and model is None:
+        raise ValueError(
+            "method 'layerwise' needs apply_fn to be the apply method of a FullyConnected, DeepReluNet or "
+            "PairedTwoLayerNet; give 'auto'"
+        )
+    if model is not None and method in ("auto", "layerwise"):
+        return _layerwise(model, problem)
+    return generic_ntk(problem, _cheapest(problem) if method == "auto" else method)
+
+
+def empirical_ntk_costs(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x1: Shaped[Array, "n1 *d"],
+    x2: Shaped[Array, "n2 *d"] | None = None,
+    *,
+    params2: PyTree | None = None,
+    trainable: PyTree[bool] | None = None,
+    outputs: str = "trace",
+) -> tuple[NtkCost, ...]:
+    """What `empirical_ntk` would cost by each implementation of neural-tangents, the one that "auto" takes first.
+
+    Cost is XLA's count of operations in the lowered program, before it is compiled: it needs no run, does not vary from
+    run to run, so that neither do the bits of the kernel, and can be had while tracing. A Jacobian contraction whose
+    Jacobians take more than 2 GiB comes last. Counted once are the operations in the body of a loop (`lax.scan`).
+
+    Args:
+        apply_fn: As in `empirical_ntk`, as all others.
+        params: Weights.
+        x1: Examples.
+        x2: Examples of the second side.
+        params2: Weights of the second side.
+        trainable: Which weights count.
+        outputs: "trace", "mean" or "full".
+
+    Returns:
+        One record for each method.
+
+    Raises:
+        ValueError: As `empirical_ntk`; and if no implementation can be applied, with the reasons.
+    """
+    _, problem = prepared(apply_fn, params, x1, params2=params2, x2=x2, trainable=trainable, outputs=outputs)
+    return generic_costs(problem)
 
 
 def empirical_ntk_diagonal(
     apply_fn: ApplyFn,
     params: PyTree,
-    x: Float[Array, "n *d"],
+    x: Shaped[Array, "n *d"],
     *,
     trainable: PyTree[bool] | None = None,
     outputs: str = "trace",
@@ -86,17 +168,15 @@ def empirical_ntk_diagonal(
     """
     if outputs == "full":
         raise ValueError("the diagonal is one number per example; give outputs 'trace' or 'mean'")
-    model, trainable = _prepared(apply_fn, params, trainable, outputs, "auto")
-    if model is not None:
-        return _layerwise_diagonal(model, params, x, trainable, outputs)
-    return _diagonal_from_jacobians(apply_fn, params, x, trainable, outputs)
+    model, problem = prepared(apply_fn, params, x, trainable=trainable, outputs=outputs)
+    return _generic_diagonal(problem) if model is None else _layerwise_diagonal(model, problem)
 
 
 def empirical_nngp(
     apply_fn: ApplyFn,
     params: PyTree,
-    x1: Float[Array, "n1 *d"],
-    x2: Float[Array, "n2 *d"] | None = None,
+    x1: Shaped[Array, "n1 *d"],
+    x2: Shaped[Array, "n2 *d"] | None = None,
     *,
     outputs: str = "mean",
 ) -> Float[Array, "n1 n2 *outputs"]:
@@ -119,13 +199,18 @@ def empirical_nngp(
     return _outer_outputs(apply_fn, params, x1, x2, outputs)
 
 
-def _prepared(
-    apply_fn: ApplyFn, params: PyTree, trainable: PyTree[bool] | None, outputs: str, method: str
-) -> tuple[AbstractModel | None, PyTree[bool]]:
-    """The model to go through layer by layer, if any, and the mask; refuses what cannot be done."""
+def prepared(
+    apply_fn: ApplyFn,
+    params: PyTree,
+    x1: Array,
+    *,
+    params2: PyTree | None = None,
+    x2: Array | None = None,
+    trainable: PyTree[bool] | None,
+    outputs: str,
+) -> tuple[AbstractModel | None, Problem]:
+    """The model to go through layer by layer, if any, and the problem with its mask; refuses what cannot be done."""
     _check_outputs(outputs)
-    if method not in ("auto", "layerwise", "jacobian"):
-        raise ValueError(f"method is {method!r}; give 'auto', 'layerwise' or 'jacobian'")
     owner = getattr(apply_fn, "__self__", None)
     model = owner if isinstance(owner, AbstractModel) and getattr(apply_fn, "__name__", "") == "apply" else None
     if trainable is None:
@@ -135,15 +220,20 @@ def _prepared(
             f"trainable has the structure {jax.tree.structure(trainable)}, params {jax.tree.structure(params)}; give "
             "one bool for each array of params"
         )
-    if not any(jax.tree.leaves(trainable)):
-        raise ValueError("no weight is trainable, so the NTK is 0; let at least one array of params train")
-    layerwise = model is not None and has_layerwise(model) and method != "jacobian"
-    if method == "layerwise" and not layerwise:
-        raise ValueError(
-            "method 'layerwise' needs apply_fn to be the apply method of a FullyConnected, DeepReluNet or "
-            "PairedTwoLayerNet; give 'jacobian'"
-        )
-    return (model if layerwise else None), trainable
+    mask = jax.tree.map(lambda leaf, counts: bool(counts) and _is_float_array(leaf), params, trainable)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError("no weight is trainable, so the NTK is 0; let at least one array of floats in params train")
+    problem = Problem(apply_fn, _on_device(params), _on_device(params2), x1, x2, mask, outputs)
+    return (model if model is not None and has_layerwise(model) else None), problem
+
+
+def _is_float_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _on_device(tree: PyTree) -> PyTree:
+    """NumPy arrays as JAX arrays: only those are traced."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def _check_outputs(outputs: str) -> None:
@@ -151,67 +241,55 @@ def _check_outputs(outputs: str) -> None:
         raise ValueError(f"outputs is {outputs!r}; give 'trace', 'mean' or 'full'")
 
 
-@eqx.filter_jit
-def _layerwise(
-    model: AbstractModel, first: Batch, second: Batch | None, trainable: PyTree[bool], outputs: str
-) -> Array:
-    return layerwise_ntk(model, first, second, trainable, outputs)
-
-
-@eqx.filter_jit
-def _layerwise_diagonal(model: AbstractModel, params: PyTree, x: Array, trainable: PyTree[bool], outputs: str) -> Array:
-    return layerwise_diagonal(model, params, x, trainable, outputs)
-
-
-@eqx.filter_jit
-def _from_jacobians(
-    apply_fn: ApplyFn, first: Batch, second: Batch | None, trainable: PyTree[bool], outputs: str
-) -> Array:
-    one = _jacobian(apply_fn, *first, trainable)
-    other = one if second is None else _jacobian(apply_fn, *second, trainable)
-    axes = "iap,jbp->ijab" if outputs == "full" else "iap,jap->ij"
-    parts = [jnp.einsum(axes, a, b, precision=_HIGHEST) for a, b in zip(one, other, strict=True)]
-    return _scaled(sum(parts[1:], parts[0]), outputs, one[0].shape[1])
-
-
-@eqx.filter_jit
-def _diagonal_from_jacobians(
-    apply_fn: ApplyFn, params: PyTree, x: Array, trainable: PyTree[bool], outputs: str
-) -> Array:
-    leaves = _jacobian(apply_fn, params, x, trainable)
-    parts = [jnp.sum(leaf * leaf, axis=(1, 2)) for leaf in leaves]
-    return _scaled(sum(parts[1:], parts[0]), outputs, leaves[0].shape[1])
-
-
-def _jacobian(apply_fn: ApplyFn, params: PyTree, x: Array, trainable: PyTree[bool]) -> list[Array]:
-    """One array of shape (n, k, size) per trainable array of weights; k is 1 for a scalar output."""
-    moving, frozen = eqx.partition(params, trainable)
-
-    def flat_output(moving: PyTree, example: Array) -> Array:
-        output = apply_fn(eqx.combine(moving, frozen), example)
-        if output.ndim > 1:
-            raise ValueError(
-                f"apply_fn returned shape {output.shape} for one example; give one axis of outputs or none"
+def _cheapest(problem: Problem) -> str:
+    costs = generic_costs(problem)
+    for cost in costs:
+        if cost.failure:
+            warnings.warn(
+                f"{cost.method} cannot be applied to this function ({cost.failure}); {costs[0].method} is the cheapest "
+                "of the others. Give a method by name to choose yourself.",
+                stacklevel=3,
             )
-        return jnp.atleast_1d(output)
+    return costs[0].method
 
-    jacobian = jax.vmap(jax.jacrev(flat_output), (None, 0))(moving, x)
-    return [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(jacobian)]
+
+@eqx.filter_jit
+def _layerwise(model: AbstractModel, problem: Problem) -> Array:
+    first, second = Batch(problem.params, problem.x1), None
+    if problem.x2 is not None or problem.params2 is not None:
+        second = Batch(
+            problem.params if problem.params2 is None else problem.params2,
+            problem.x1 if problem.x2 is None else problem.x2,
+        )
+    return layerwise_ntk(model, first, second, problem.mask, problem.outputs)
+
+
+@eqx.filter_jit
+def _layerwise_diagonal(model: AbstractModel, problem: Problem) -> Array:
+    return layerwise_diagonal(model, problem.params, problem.x1, problem.mask, problem.outputs)
+
+
+@eqx.filter_jit
+def _generic_diagonal(problem: Problem) -> Array:
+    moving, frozen = eqx.partition(problem.params, problem.mask)
+
+    def of_one(example: Array) -> Array:
+        jacobian = jax.jacrev(lambda weights: flat_output(problem.apply_fn, eqx.combine(weights, frozen), example))
+        leaves = jax.tree.leaves(jacobian(moving))
+        total = sum(jnp.sum(leaf * leaf) for leaf in leaves)
+        return total / leaves[0].shape[0] if problem.outputs == "mean" else total
+
+    bytes_of_one = num_outputs(problem) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(moving))
+    return jax.lax.map(of_one, problem.x1, batch_size=max(1, min(problem.x1.shape[0], _JACOBIAN_BYTES // bytes_of_one)))
 
 
 @eqx.filter_jit
 def _outer_outputs(apply_fn: ApplyFn, params: PyTree, x1: Array, x2: Array | None, outputs: str) -> Array:
     def run(x: Array) -> Array:
-        values = jax.vmap(apply_fn, (None, 0))(params, x)
-        if values.ndim > 2:
-            raise ValueError(f"apply_fn returned shape {values.shape[1:]} for one example; give at most one axis")
-        return values.reshape(x.shape[0], -1)
+        return jax.vmap(lambda example: flat_output(apply_fn, params, example))(x)
 
     first = run(x1)
     second = first if x2 is None else run(x2)
     axes = "ia,jb->ijab" if outputs == "full" else "ia,ja->ij"
-    return _scaled(jnp.einsum(axes, first, second, precision=_HIGHEST), outputs, first.shape[1])
-
-
-def _scaled(kernel: Array, outputs: str, num_outputs: int) -> Array:
-    return kernel / num_outputs if outputs == "mean" else kernel
+    kernel = jnp.einsum(axes, first, second, precision=_HIGHEST)
+    return kernel / first.shape[1] if outputs == "mean" else kernel

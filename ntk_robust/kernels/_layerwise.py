@@ -7,6 +7,7 @@ product of two
 Gram matrices. Memory is that of the activations, the signals and the result.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -25,9 +26,11 @@ from ntk_robust.models import (
 )
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# A symmetric matrix is computed in this many panels of rows from the diagonal on: (1 + 1/panels)/2 of the work.
-_PANELS = 4
-_MIN_PANEL = 64
+# Examples go through the network in up to this many parts, and a symmetric matrix leaves out the blocks below the
+# diagonal: (1 + 1/parts)/2 of the work. Parts of fewer rows lose as much in the speed of their products, and parts that
+# are cut from one array cost a copy for every block that they are in.
+_MAX_PARTS = 4
+_ROWS_OF_A_PART = 256
 
 
 class Batch(NamedTuple):
@@ -75,12 +78,20 @@ def layerwise_ntk(
         kernel = _paired_ntk(model, first, second or first, trainable)
         return kernel[:, :, None, None] if outputs == "full" else kernel
     layers = _layers(model, first.params, trainable)
-    side = _side(layers, first.x, outputs)
+    sides = [_side(layers, x, outputs) for x in _parts(first.x)]
+    readout = sides[0].readout
     if second is None:
-        kernel = _symmetric(layers, side, outputs)
+        squares = jnp.sum(readout * readout, axis=0)
+        # a root whose derivative at 0 is that of the square, 0
+        root = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+        sides = [_weighted(side, root) for side in sides]
+        kernel = _symmetric(layers, sides, outputs)
     else:
-        kernel = _product(layers, side, _side(_layers(model, second.params, trainable), second.x, outputs), outputs)
-    return kernel / side.readout.shape[0] if outputs == "mean" else kernel
+        others = [_side(_layers(model, second.params, trainable), x, outputs) for x in _parts(second.x)]
+        sides = [_weighted(side, jnp.sum(readout * others[0].readout, axis=0)) for side in sides]
+        rows = [jnp.concatenate([_product(layers, a, b, outputs) for b in others], axis=1) for a in sides]
+        kernel = jnp.concatenate(rows)
+    return kernel / readout.shape[0] if outputs == "mean" else kernel
 
 
 def layerwise_diagonal(
@@ -153,21 +164,51 @@ def _side(layers: list[_Layer], x: Float[Array, "n d"], outputs: str) -> _Side:
     return _Side(features, signals, slopes[last], readout)
 
 
-def _symmetric(layers: list[_Layer], side: _Side, outputs: str) -> Array:
-    """The kernel of one side with itself from panels that start at the diagonal, mirrored."""
-    n = side.slopes.shape[0]
-    panel = max(_MIN_PANEL, -(-n // _PANELS))
-    panels = []
-    for start in range(0, n, panel):
-        rows = jax.tree.map(lambda part, start=start: part[start : start + panel], side._replace(readout=None))
-        columns = jax.tree.map(lambda part, start=start: part[start:], side._replace(readout=None))
-        block = _product(layers, rows._replace(readout=side.readout), columns._replace(readout=side.readout), outputs)
-        panels.append(jnp.pad(block, [(0, 0), (start, 0)] + [(0, 0)] * (block.ndim - 2)))
-    upper = jnp.concatenate(panels)
-    below = jnp.arange(n)[:, None] > jnp.arange(n)[None, :]
-    if outputs == "full":
-        return jnp.where(below[:, :, None, None], upper.transpose(1, 0, 3, 2), upper)
-    return jnp.where(below, upper.T, upper)
+def _parts(x: Float[Array, "n d"]) -> list[Float[Array, "_ d"]]:
+    """The rows in parts of about the same size."""
+    num_parts = min(_MAX_PARTS, max(1, x.shape[0] // _ROWS_OF_A_PART))
+    size = -(-x.shape[0] // num_parts)
+    return [x[start : start + size] for start in range(0, x.shape[0], size)]
+
+
+def _weighted(side: _Side, columns: Float[Array, " width"]) -> _Side:
+    """With the sum over outputs in the slopes of the last hidden layer.
+
+    Σ_o (w_o m) · (w'_o m') = (c m) · m' with c = Σ_o w_o w'_o: one product instead of one per output. Where w' is w,
+    both sides take √c, and the same array serves as rows and as columns.
+    """
+    return side._replace(slopes=side.slopes * columns[None, :])
+
+
+def _symmetric(layers: list[_Layer], sides: list[_Side], outputs: str) -> Array:
+    """The kernel of all parts with themselves: blocks on and above the diagonal, and their mirror images."""
+    starts = [0]
+    for side in sides:
+        starts.append(starts[-1] + side.slopes.shape[0])
+    n, k, dtype = starts[-1], sides[0].readout.shape[0], sides[0].slopes.dtype
+    kernel = jnp.zeros((n, n, k, k) if outputs == "full" else (n, n), dtype)
+    for i, rows in enumerate(sides):
+        for j in range(i, len(sides)):
+            block = _product(layers, rows, sides[j], outputs)
+            kernel = _written(kernel, block, starts[i], starts[j])
+            if i != j:
+                kernel = _written(kernel, _mirrored(block), starts[j], starts[i])
+    # products of a part with itself are symmetric up to rounding
+    for start, stop in itertools.pairwise(starts):
+        block = kernel[start:stop, start:stop]
+        below = jnp.tri(stop - start, k=-1, dtype=bool).reshape(stop - start, stop - start, *(1,) * (block.ndim - 2))
+        kernel = _written(kernel, jnp.where(below, _mirrored(block), block), start, start)
+    return kernel
+
+
+def _written(kernel: Array, block: Array, row: int, column: int) -> Array:
+    """The kernel with a block in its place."""
+    return jax.lax.dynamic_update_slice(kernel, block, (row, column, *(0,) * (kernel.ndim - 2)))
+
+
+def _mirrored(block: Float[Array, "n1 n2 *k"]) -> Float[Array, "n2 n1 *k"]:
+    """K(z, x) where the block is K(x, z)."""
+    return block.T if block.ndim == 2 else block.transpose(1, 0, 3, 2)
 
 
 def _product(layers: list[_Layer], first: _Side, second: _Side, outputs: str) -> Array:
@@ -192,9 +233,7 @@ def _product(layers: list[_Layer], first: _Side, second: _Side, outputs: str) ->
         elif index > last:
             total = total + num_outputs * factor
         elif one is None or other is None:
-            # the last hidden layer: Σ_o (w_o m) · (w'_o m') = (m c) · m' with c = Σ_o w_o w'_o
-            columns = jnp.sum(first.readout * second.readout, axis=0)
-            total = total + factor * _gram(first.slopes * columns[None, :], second.slopes)
+            total = total + factor * _gram(first.slopes, second.slopes)  # see _weighted
         else:
             total = total + factor * _gram(one.reshape(shape[0], -1), other.reshape(shape[1], -1))
     return total

@@ -10,6 +10,7 @@ import pytest
 from ntk_robust.kernels import empirical_nngp, empirical_ntk, empirical_ntk_diagonal
 from ntk_robust.models import DeepReluNet, FullyConnected, LeakyRelu, PairedTwoLayerNet, Tanh
 
+METHOD = "jacobian_contraction"
 MODELS = [
     FullyConnected(3, 5, 2, 2, activation=Tanh(), b_std=0.3),
     FullyConnected(3, 5, 2, 2, activation=LeakyRelu(0.2), parameterization="standard", b_std=0.3, trainable="hidden"),
@@ -41,7 +42,7 @@ def test_every_way_agrees_with_the_explicit_jacobian(model, key):
     a, b = _jacobians(model, params, x, mask), _jacobians(model, params2, z, mask)
     num_outputs = a.shape[1]
     # for the first model the general way too
-    for method in ("layerwise", "jacobian")[: 1 + (model is MODELS[0])]:
+    for method in ("layerwise", "structured_derivatives")[: 1 + (model is MODELS[0])]:
         options = {"method": method}
         np.testing.assert_allclose(
             empirical_ntk(model.apply, params, x, **options), np.einsum("iap,jap->ij", a, a), rtol=1e-11, atol=1e-12
@@ -61,7 +62,7 @@ def test_a_mask_selects_weights_in_both_ways(key):
     mask = jax.tree.map(lambda _: False, params)
     mask = eqx.tree_at(lambda m: (m[1].bias, m[0].weight), mask, (True, True))
     a = _jacobians(model, params, x, mask)
-    for method in ("layerwise", "jacobian"):
+    for method in ("layerwise", "jacobian_contraction"):
         found = empirical_ntk(model.apply, params, x, trainable=mask, method=method)
         np.testing.assert_allclose(found, np.einsum("iap,jap->ij", a, a), rtol=1e-11)
 
@@ -93,6 +94,16 @@ def test_a_symmetric_kernel_in_panels_is_exactly_symmetric_and_keeps_the_dtype(k
         np.testing.assert_array_equal(np.asarray(found)[~diagonal], np.asarray(swapped)[~diagonal])
         cross = empirical_ntk(model.apply, params, x, x, outputs=outputs)
         np.testing.assert_allclose(found, cross, rtol=1e-4, atol=1e-4)
+
+
+def test_the_kernel_has_a_gradient_where_a_neuron_is_not_read_out():
+    model = FullyConnected(3, 4, 1, 2)
+    params = model.init(key=jax.random.key(0))
+    params = eqx.tree_at(lambda p: p[1].weight, params, params[1].weight.at[:, 0].set(0.0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+    total = lambda params, method: jnp.sum(empirical_ntk(model.apply, params, x, method=method))  # noqa: E731
+    found, expected = (jax.jit(jax.grad(total), static_argnums=1)(params, m) for m in ("layerwise", METHOD))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
 
 
 def test_refusals_quote_the_value_and_the_remedy(key):
