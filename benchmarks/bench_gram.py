@@ -1,6 +1,6 @@
 """Kernel matrices larger than memory, and systems with them: peak memory, disk, time, and the forecasts beside them.
 
-    NTK_ROBUST_DATA=... python benchmarks/bench_gram.py [--rows 2500 5000 10000 20000] [--solve 2000 8000]
+    NTK_ROBUST_DATA=... python benchmarks/bench_gram.py [--rows 2500 5000 10000 20000] [--solve 2000 4000]
 
 Every size runs in a process of its own, which measures its peak resident memory, and by how much that exceeds what it
 held before the run (interpreter, JAX, and the examples). "disk" writes the NTK of MNIST (three hidden layers, float32)
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[2500, 5000, 10000, 20000])
     parser.add_argument("--memory", type=int, nargs="*", default=[5000, 10000])
-    parser.add_argument("--solve", type=int, nargs="*", default=[2000, 8000])
+    parser.add_argument("--solve", type=int, nargs="*", default=[2000, 4000])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where matrices are written")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu" / "bench_gram.json")
     parser.add_argument("--one", nargs=2, help="a job and its rows, in this process")

@@ -14,7 +14,8 @@ import numpy as np
 
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
 
-Destination = np.ndarray | jax.Device | str | os.PathLike[str] | None
+Device = Any  # jax.Device, which type checkers do not take for a type
+Destination = Any  # None, numpy.ndarray, jax.Device, str or os.PathLike
 
 _GIB = 2.0**30
 # Larger tiles gain nothing on a processor; an accelerator wants longer work between two transfers.
@@ -169,7 +170,7 @@ def memory_available() -> int | None:
     return min((size for size in known if size is not None), default=None)
 
 
-def device_available(device: jax.Device) -> int | None:
+def device_available(device: Device) -> int | None:
     """Free bytes of an accelerator; None for the host, and where the device does not say."""
     stats = None if device.platform == "cpu" else device.memory_stats()
     return None if stats is None or "bytes_limit" not in stats else stats["bytes_limit"] - stats["bytes_in_use"]
@@ -195,7 +196,7 @@ def _matrix_bytes(plan: TilePlan, out: Destination, where: str) -> int:
     return plan.num_bytes if place == where else 0
 
 
-def _device(out: Destination) -> jax.Device:
+def _device(out: Destination) -> Device:
     """Where tiles are computed."""
     if isinstance(out, jax.Device):
         return out

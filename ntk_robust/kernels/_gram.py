@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust._core import SilentProgress
-from ntk_robust.kernels._forecast import Destination, folder_of, needs, plan_gram, refuse_what_cannot_fit
+from ntk_robust.kernels._forecast import Destination, Device, folder_of, needs, plan_gram, refuse_what_cannot_fit
 from ntk_robust.kernels._on_disk import on_disk
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, padded_tile, tile_values
 
@@ -37,10 +37,10 @@ def gram(
     x2: _Points | None = None,
     *,
     tile: int | None = None,
-    out: jax.Device,
+    out: str | os.PathLike[str],
     kernel_name: str | None = None,
     progress: Any = None,
-) -> Array: ...
+) -> "tensorstore.TensorStore": ...
 @overload
 def gram(
     kernel: KernelLike,
@@ -48,10 +48,10 @@ def gram(
     x2: _Points | None = None,
     *,
     tile: int | None = None,
-    out: str | os.PathLike[str],
+    out: Device,
     kernel_name: str | None = None,
     progress: Any = None,
-) -> "tensorstore.TensorStore": ...
+) -> Array: ...
 def gram(
     kernel: KernelLike,
     x1: Float[Array | np.ndarray, "n1 *d"],
@@ -114,7 +114,7 @@ def gram(
         if isinstance(out, jax.Device):
             with jax.default_device(out):
                 return _on_device(kernel, x1, x2, plan, task)
-        matrix = np.empty(plan.shape, plan.dtype) if out is None else out
+        matrix: np.ndarray = np.empty(plan.shape, plan.dtype) if out is None else out
         for start in plan.pairs:
             rows, columns = plan.cut(start)
             block = tile_values(kernel, x1, x2, plan, start)

@@ -36,7 +36,7 @@ def kernel_matvec(kernel: KernelLike, x: Float[Array | np.ndarray, "n *d"], *, t
     size = plan.tile[0]
 
     def product(v: np.ndarray) -> np.ndarray:
-        result = np.zeros(v.shape)
+        result: np.ndarray = np.zeros(v.shape)
         v = _full_registers(np.asarray(v, plan.dtype))
         for i, j in plan.pairs:
             columns = None if i == j else padded(x, j, size)

@@ -110,7 +110,8 @@ def program_bytes(kernel: KernelLike, x: Any, plan: TilePlan) -> int:
     starts_on_diagonal = [plan.symmetric and i == j for i, j in plan.pairs]
     needed = 0
     for diagonal in set(starts_on_diagonal):
-        lowered = _compiled.lower(kernel, rows, None if diagonal else columns)
+        compiled: Any = _compiled
+        lowered = compiled.lower(kernel, rows, None if diagonal else columns)
         stats = lowered.compile().compiled.memory_analysis()
         if stats is None:  # backends need not say
             needed = max(needed, 8 * plan.tile_bytes + rows.nbytes + columns.nbytes)
