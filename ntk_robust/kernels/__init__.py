@@ -3,6 +3,7 @@
 from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel, rkhs_distance_squared
 from ntk_robust.kernels._conjugate_gradients import IterativeSolution, conjugate_gradients
+from ntk_robust.kernels._convolutional import ConvolutionalKernel
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._empirical import (
     empirical_nngp,
@@ -14,6 +15,7 @@ from ntk_robust.kernels._empirical_generic import NtkCost
 from ntk_robust.kernels._empirical_product import empirical_ntk_vector_product
 from ntk_robust.kernels._forecast import GramForecast, forecast_gram
 from ntk_robust.kernels._gram import gram
+from ntk_robust.kernels._joint import JointKernel, NtkAndNngp, analytic_ntk_and_nngp
 from ntk_robust.kernels._matvec import kernel_matvec, stored_matvec
 from ntk_robust.kernels._mercer import MercerSpectrum, mercer_spectrum
 from ntk_robust.kernels._metrics import (
@@ -42,14 +44,17 @@ from ntk_robust.kernels._zonal import ZonalFit, ZonalKernel
 
 __all__ = [
     "AbstractKernel",
+    "ConvolutionalKernel",
     "DenseKernel",
     "Eigenpairs",
     "GradientFlow",
     "GramForecast",
     "Interval",
     "IterativeSolution",
+    "JointKernel",
     "KernelRegression",
     "MercerSpectrum",
+    "NtkAndNngp",
     "NtkCost",
     "Preconditioner",
     "ProductKernel",
@@ -59,6 +64,7 @@ __all__ = [
     "ZonalKernel",
     "analytic_nngp",
     "analytic_ntk",
+    "analytic_ntk_and_nngp",
     "bures_distance",
     "conjugate_gradients",
     "cross_validation_residuals",

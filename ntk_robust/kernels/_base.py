@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntk_robust.kernels._differences import Apart
+
 Scalar = Union[float, Float[Array, ""]]  # noqa: UP007 - a forward reference in a union needs the typing form
 
 
@@ -103,6 +105,15 @@ class ProductKernel(AbstractKernel):
         """The product of the diagonals."""
         return self.first.diagonal(x) * self.second.diagonal(x)
 
+    def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
+        """From the squared distances of both; only what is of first order in the distance is a difference."""
+
+        def apart(kernel: AbstractKernel) -> Apart:
+            xx, zz = kernel(x, x), kernel(z, z)
+            return Apart(xx, zz, xx - zz, kernel.distance_squared(x, z))
+
+        return apart(self.first).times(apart(self.second)).distance
+
 
 class ScaledKernel(AbstractKernel):
     r"""$c k$ with $c ≥ 0$.
@@ -139,10 +150,10 @@ class ScaledKernel(AbstractKernel):
 def rkhs_distance_squared(kernel: AbstractKernel, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
     r"""Squared distance of two points in the kernel's space, $\|k_x - k_z\|^2 = k(x,x) + k(z,z) - 2 k(x,z)$.
 
-    For the kernels of `analytic_ntk` and `analytic_nngp` of networks with piecewise linear activations (biases or not,
-    any norms) it is a sum of non-negative terms of which none is a difference of kernel values, so that it keeps its
-    relative accuracy as the points meet; so it does for sums and multiples of those. Elsewhere it is the difference of
-    three kernel values, which is exact to rounding relative to $k(x,x)$ only.
+    For the kernels of `analytic_ntk` and `analytic_nngp` of fully connected networks (any activation, biases or not,
+    any norms) and for sums, products and multiples of those it is computed from what sets the points apart, never as a
+    difference of kernel values, so that it keeps its relative accuracy as the points meet. Elsewhere it is the
+    difference of three kernel values, which is exact to rounding relative to $k(x,x)$ only.
 
     Args:
         kernel: A kernel.

@@ -1,5 +1,7 @@
 """Kernels of infinitely wide fully connected networks, layer by layer."""
 
+import dataclasses
+import itertools
 import math
 
 import equinox as eqx
@@ -7,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
-from ntk_robust.kernels._duals import AbstractDual, PiecewiseLinearDual
+from ntk_robust.kernels._duals import AbstractDual, AbstractSmoothDual, PiecewiseLinearDual
 from ntk_robust.kernels._pairs import Pair, norm_gap, pair
 
 
@@ -51,22 +54,59 @@ class DenseKernel(AbstractDotProductKernel):
 
     def of_pairs(self, pairs: Pair) -> Float[Array, "..."]:
         """The recursion; layers run in a loop of the compiled program, so that depth costs no compile time."""
+        return self._recursion(pairs, (self,))[0]
+
+    def of_pairs_with(self, other: "DenseKernel", pairs: Pair) -> tuple[Array, ...]:
+        """This kernel and another one of the same network, which differs in what trains, from one recursion.
+
+        Raises:
+            ValueError: If `other` is of another network.
+        """
+        if dataclasses.replace(other, weight_terms=self.weight_terms, bias_terms=self.bias_terms) != self:
+            raise ValueError(f"{other} is a kernel of another network than {self}; evaluate them apart")
+        return self._recursion(pairs, (self, other))
+
+    def _recursion(self, pairs: Pair, kernels: "tuple[DenseKernel, ...]") -> tuple[Array, ...]:
         scale = math.sqrt(self.input_scale)
         inputs = pairs._replace(norm_x=scale * pairs.norm_x, norm_z=scale * pairs.norm_z)
-        theta = self.weight_terms[0] * _product(inputs) + self.bias_terms[0]
-
-        def layer(state: tuple[Pair, Array], terms: tuple[Array, Array]) -> tuple[tuple[Pair, Array], None]:
-            features, theta = state
-            moments = self.dual.moments(self._affine(features))
-            theta = terms[0] * _product(moments.features) + terms[1] + self.w_std**2 * moments.slope * theta
-            return (moments.features, theta), None
-
-        shape, dtype = theta.shape, theta.dtype
+        squares = inputs.norm_x**2, inputs.norm_z**2
+        first = _product(inputs)
         inputs = inputs._replace(
-            complement=jnp.broadcast_to(inputs.complement, shape), acute=jnp.broadcast_to(inputs.acute, shape)
+            complement=jnp.broadcast_to(inputs.complement, first.shape),
+            acute=jnp.broadcast_to(inputs.acute, first.shape),
         )
-        terms = (jnp.asarray(self.weight_terms[1:], dtype), jnp.asarray(self.bias_terms[1:], dtype))
-        return jax.lax.scan(layer, (inputs, theta), terms)[0][1]
+        # Piecewise linear activations are homogeneous: in units of the gain (s_w² E[σ²])^l of l layers norms only add
+        # up their biases, and rounding does not pile up with depth.
+        depth, variance = len(self.weight_terms) - 1, self.b_std**2
+        dual, w_std, unit = self.dual, self.w_std, 1.0
+        homogeneous = isinstance(dual, PiecewiseLinearDual)
+        if homogeneous:
+            unit, dual, w_std = self.w_std**2 * dual.moment, PiecewiseLinearDual(1.0, dual.kink), 1.0
+            variance /= self.w_std**2
+        gains = [unit**layer for layer in range(depth + 1)]
+        variances = [variance / gain for gain in gains[:-1]]
+
+        def layer(state: tuple[Pair, tuple], terms: tuple[Array, ...]) -> tuple[tuple[Pair, tuple], None]:
+            (features, thetas), (weights, biases, variance, total) = state, terms
+            before = features._replace(norm_x=w_std * features.norm_x, norm_z=w_std * features.norm_z)
+            sums = [s + total for s in squares] if homogeneous else [r * r + variance for r in before[2:]]
+            moments = dual.moments(before if self.b_std == 0.0 else _with_bias(before, variance, *map(jnp.sqrt, sums)))
+            value, gain = _product(moments.features), w_std**2 * moments.slope
+            thetas = tuple(
+                weight * value + bias + gain * theta
+                for weight, bias, theta in zip(weights, biases, thetas, strict=True)
+            )
+            return (moments.features, thetas), None
+
+        terms = (
+            [[kernel.weight_terms[l + 1] for kernel in kernels] for l in range(depth)],
+            [[kernel.bias_terms[l + 1] / gains[l + 1] for kernel in kernels] for l in range(depth)],
+            variances,
+            list(itertools.accumulate(variances)),
+        )
+        thetas = tuple(kernel.weight_terms[0] * first + kernel.bias_terms[0] for kernel in kernels)
+        terms = tuple(jnp.asarray(term, first.dtype) for term in terms)
+        return tuple(gains[-1] * theta for theta in jax.lax.scan(layer, (inputs, thetas), terms)[0][1])
 
     def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""The same recursion for $D = \Theta(x,x) + \Theta(z,z) - 2\Theta(x,z)$, where every term is non-negative.
@@ -74,6 +114,8 @@ class DenseKernel(AbstractDotProductKernel):
         $D_{l+1} = c_{l+1} D^\Sigma_l + s_w^2 (\dot\Sigma_l D_l + (\Theta_l(x,x) + \Theta_l(z,z)) (\dot\Sigma_l(x,x) -
         \dot\Sigma_l(x,z)))$, for activations whose slopes have one second moment at every scale.
         """
+        if isinstance(self.dual, AbstractSmoothDual):
+            return self._smooth_distance_squared(self.dual, x, z)
         if not isinstance(self.dual, PiecewiseLinearDual):
             return super().distance_squared(x, z)
         moment, scale = self.dual.moment, math.sqrt(self.input_scale)
@@ -83,7 +125,10 @@ class DenseKernel(AbstractDotProductKernel):
         distance = self.weight_terms[0] * _chord_squared(features, gap)
         selves = self.weight_terms[0] * (features.norm_x**2 + features.norm_z**2) + 2.0 * self.bias_terms[0]
         for weight, bias in zip(self.weight_terms[1:], self.bias_terms[1:], strict=True):
-            before = self._affine(features)
+            rx, rz, b = self.w_std * features.norm_x, self.w_std * features.norm_z, self.b_std**2
+            before = features._replace(norm_x=rx, norm_z=rz)
+            if b:
+                before = _with_bias(before, b, jnp.sqrt(rx * rx + b), jnp.sqrt(rz * rz + b))
             total = before.norm_x + before.norm_z
             grown = self.w_std**2 * gap * (features.norm_x + features.norm_z)
             gap = math.sqrt(moment) * grown / jnp.where(total > 0.0, total, 1.0)
@@ -93,19 +138,34 @@ class DenseKernel(AbstractDotProductKernel):
             selves = weight * (features.norm_x**2 + features.norm_z**2) + 2.0 * bias + gain * selves
         return distance
 
-    def _affine(self, features: Pair) -> Pair:
-        r"""Preactivations of features: covariance $s_w^2 · + s_b^2$, with the complement of the cosine kept exact."""
-        rx, rz = self.w_std * features.norm_x, self.w_std * features.norm_z
-        if self.b_std == 0.0:
-            return features._replace(norm_x=rx, norm_z=rz)
-        b = self.b_std**2
-        norm_x, norm_z = jnp.sqrt(rx * rx + b), jnp.sqrt(rz * rz + b)
-        before, after = rx * rz, norm_x * norm_z
-        # (after - before - b)(after + before + b) = b (rx - rz)², (after - before)(after + before) = b (rx² + rz² + b)
-        chord = (before * features.chord + b * (rx - rz) ** 2 / (after + before + b)) / after
-        widened = b * (rx * rx + rz * rz + b) / (after + before)
-        opposite = jnp.where(features.acute, 2.0 - chord, (before * features.complement + widened + b) / after)
-        return Pair(jnp.minimum(chord, opposite), chord <= opposite, norm_x, norm_z)
+    def _smooth_distance_squared(
+        self, dual: AbstractSmoothDual, x: Float[Array, " d"], z: Float[Array, " d"]
+    ) -> Float[Array, ""]:
+        squares = [jnp.vdot(v, v, precision=jax.lax.Precision.HIGHEST) for v in (x, z, x - z)]
+        gap = jnp.vdot(x - z, x + z, precision=jax.lax.Precision.HIGHEST)
+        features = Apart(squares[0], squares[1], gap, squares[2]).affine(self.input_scale)
+        theta = features.affine(self.weight_terms[0], self.bias_terms[0])
+
+        def layer(state: tuple[Apart, Apart], terms: tuple[Array, Array]) -> tuple[tuple[Apart, Apart], None]:
+            features, slopes = dual.apart(state[0].affine(self.w_std**2, self.b_std**2))
+            theta = features.affine(*terms).plus(slopes.times(state[1]).affine(self.w_std**2))
+            return (features, theta), None
+
+        terms = (jnp.asarray(self.weight_terms[1:], gap.dtype), jnp.asarray(self.bias_terms[1:], gap.dtype))
+        return jax.lax.scan(layer, (features, theta), terms)[0][1].distance
+
+
+def _with_bias(
+    features: Pair, variance: float | Array, norm_x: Float[Array, "..."], norm_z: Float[Array, "..."]
+) -> Pair:
+    """Points of one more coordinate, the standard deviation of the bias, given their norms; chords stay exact."""
+    rx, rz = features.norm_x, features.norm_z
+    before, after = rx * rz, norm_x * norm_z
+    # (after - before - b)(after + before + b) = b (rx - rz)², (after - before)(after + before) = b (rx² + rz² + b)
+    chord = (before * features.chord + variance * (rx - rz) ** 2 / (after + before + variance)) / after
+    widened = variance * (rx * rx + rz * rz + variance) / (after + before)
+    opposite = jnp.where(features.acute, 2.0 - chord, (before * features.complement + widened + variance) / after)
+    return Pair(jnp.minimum(chord, opposite), chord <= opposite, norm_x, norm_z)
 
 
 def _product(features: Pair) -> Float[Array, "..."]:

@@ -7,6 +7,7 @@ $E[\sigma'(g) \sigma'(g')]$.
 
 import abc
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._arc_cosine import arc_cosine_parts, slopes
+from ntk_robust.kernels._differences import Apart, change_of, expectations_apart
 from ntk_robust.kernels._pairs import Pair
 from ntk_robust.models import (
     Abs,
@@ -81,42 +83,60 @@ class PiecewiseLinearDual(AbstractDual):
         return features, deficit
 
 
-class ErfDual(AbstractDual):
-    """Closed form for erf (Williams, 1997), with the determinant in the complement of the cosine."""
+class AbstractSmoothDual(AbstractDual):
+    """The moments of an activation whose distances of features are smooth in the distance of the points."""
+
+    @abc.abstractmethod
+    def apart(self, before: Apart) -> tuple[Apart, Apart]:
+        """Moments of the features and of the slopes, for preactivations of these variances and this distance."""
+
+
+class AbstractClosedFormDual(AbstractSmoothDual):
+    """Moments in closed form."""
+
+    @abc.abstractmethod
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
+        r"""$E[\sigma\sigma]$ and $E[\sigma'\sigma']$ for variances, covariance and $q q' - c^2$."""
 
     def moments(self, pairs: Pair) -> Moments:
+        """The expectations of the pair, with features normalized by those of each point with itself."""
+        qx, qz = pairs.norm_x**2, pairs.norm_z**2
+        c = pairs.cosine * (pairs.norm_x * pairs.norm_z)
+        mean, slope = self.expectations(qx, qz, c, qx * qz * (pairs.complement * (2.0 - pairs.complement)))
+        second = [self.expectations(q, q, q, jnp.zeros_like(q))[0] for q in (qx, qz)]
+        return Moments(_features(mean, *second), slope)
+
+    def apart(self, before: Apart) -> tuple[Apart, Apart]:
+        """From second derivatives of the expectations."""
+        features, slopes = expectations_apart(self.expectations, before)
+        return features, slopes
+
+
+class ErfDual(AbstractClosedFormDual):
+    """Closed form for erf (Williams, 1997)."""
+
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
         r"""$\frac{2}{\pi} \arcsin\frac{2c}{\sqrt{(1 + 2q)(1 + 2q')}}$ and $\frac{4}{\pi} ((1+2q)(1+2q') -
         4c^2)^{-1/2}$.
         """
-        qx, qz, c, sine_squared = _invariants(pairs)
-        root = jnp.sqrt(1.0 + 2.0 * (qx + qz) + 4.0 * sine_squared)
-        mean = (2.0 / math.pi) * jnp.arctan2(2.0 * c, root)
-        second = [(2.0 / math.pi) * jnp.arctan2(2.0 * q, jnp.sqrt(1.0 + 4.0 * q)) for q in (qx, qz)]
-        return Moments(_features(mean, *second), (4.0 / math.pi) / root)
+        root = jnp.sqrt(1.0 + 2.0 * (qx + qz) + 4.0 * determinant)
+        return (2.0 / math.pi) * jnp.arctan2(2.0 * c, root), (4.0 / math.pi) / root
 
 
-class GeluDual(AbstractDual):
+class GeluDual(AbstractClosedFormDual):
     """Closed form for GELU by Gaussian integration by parts."""
 
-    def moments(self, pairs: Pair) -> Moments:
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
         r"""With $F = E[\Phi(g)\Phi(g')]$, $P = E[\varphi(g)\varphi(g')]$: sums of $cF$ and multiples of $P$."""
-        qx, qz, c, sine_squared = _invariants(pairs)
-
-        def parts(qx: Array, qz: Array, c: Array, sine_squared: Array) -> tuple[Array, Array]:
-            determinant = 1.0 + qx + qz + sine_squared
-            root = jnp.sqrt(determinant)
-            both = 0.25 + jnp.arctan2(c, root) / (2.0 * math.pi)
-            density = 1.0 / (2.0 * math.pi * root)
-            inverse = 1.0 / (1.0 + qx) + 1.0 / (1.0 + qz)
-            value = c * both + density * (sine_squared + c * c * inverse)
-            return value, both + c * density * (inverse + 1.0 / determinant)
-
-        mean, slope = parts(qx, qz, c, sine_squared)
-        second = [parts(q, q, q, jnp.zeros_like(q))[0] for q in (qx, qz)]
-        return Moments(_features(mean, *second), slope)
+        widened = 1.0 + qx + qz + determinant
+        root = jnp.sqrt(widened)
+        both = 0.25 + jnp.arctan2(c, root) / (2.0 * math.pi)
+        density = 1.0 / (2.0 * math.pi * root)
+        inverse = 1.0 / (1.0 + qx) + 1.0 / (1.0 + qz)
+        return c * both + density * (determinant + c * c * inverse), both + c * density * (inverse + 1.0 / widened)
 
 
-class SineDual(AbstractDual):
+class SineDual(AbstractClosedFormDual):
     r"""Closed form for sine and cosine.
 
     Attributes:
@@ -125,20 +145,17 @@ class SineDual(AbstractDual):
 
     cosine: bool = eqx.field(static=True)
 
-    def moments(self, pairs: Pair) -> Moments:
-        r"""$e^{-(q + q')/2} \sinh c$ and $\cosh c$, in exponentials of non-positive numbers."""
-        qx, qz, c, _ = _invariants(pairs)
-
-        def parts(mean: Array, c: Array) -> tuple[Array, Array]:
-            plus, minus = jnp.exp(c - mean), jnp.exp(-c - mean)
-            odd, even = 0.5 * (plus - minus), 0.5 * (plus + minus)
-            return (even, odd) if self.cosine else (odd, even)
-
-        value, slope = parts(0.5 * (qx + qz), c)
-        return Moments(_features(value, *(parts(q, q)[0] for q in (qx, qz))), slope)
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
+        r"""$e^{-(q + q')/2} \sinh c$ and $\cosh c$, in exponentials that neither overflow nor cancel."""
+        del determinant
+        sign = jnp.where(c >= 0.0, 1.0, -1.0).astype(c.dtype)
+        size = sign * c
+        half = 0.5 * jnp.exp(size - 0.5 * (qx + qz))
+        odd, even = sign * half * -jnp.expm1(-2.0 * size), half * (1.0 + jnp.exp(-2.0 * size))
+        return (even, odd) if self.cosine else (odd, even)
 
 
-class MonomialDual(AbstractDual):
+class MonomialDual(AbstractClosedFormDual):
     r"""Closed form for $z^p$.
 
     Attributes:
@@ -147,34 +164,35 @@ class MonomialDual(AbstractDual):
 
     degree: int = eqx.field(static=True)
 
-    def moments(self, pairs: Pair) -> Moments:
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
         r"""$\sum_j \binom{p}{j}^2 j! ((p-j-1)!!)^2 c^j (q q')^{(p-j)/2}$ over $j$ of the parity of $p$."""
-        qx, qz, c, _ = _invariants(pairs)
+        del determinant
         p = self.degree
-        slope = p * p * _monomial_moment(p - 1, qx * qz, c)
-        second = [_monomial_moment(p, q * q, q) for q in (qx, qz)]
-        return Moments(_features(_monomial_moment(p, qx * qz, c), *second), slope)
+        return _monomial_moment(p, qx * qz, c), p * p * _monomial_moment(p - 1, qx * qz, c)
 
 
-class QuadraticReluDual(AbstractDual):
+class QuadraticReluDual(AbstractClosedFormDual):
     r"""Closed form for $\max(z, 0)^2$: the arc-cosine kernel of order 2."""
 
-    def moments(self, pairs: Pair) -> Moments:
+    def expectations(self, qx: Array, qz: Array, c: Array, determinant: Array) -> tuple[Array, Array]:
         r"""$\frac{q q'}{2 \pi} (3 \sin\theta\cos\theta + (\pi - \theta)(1 + 2\cos^2\theta))$ and $2 \sqrt{q q'}
         \kappa_1$.
         """
-        qx, qz, _, _ = _invariants(pairs)
-        angle, cube = arc_cosine_parts(pairs.complement)
-        near = 1.0 - pairs.complement
-        across = pairs.complement * (2.0 - pairs.complement)
+        product = qx * qz
+        safe = jnp.where(product > 0.0, product, 1.0)
+        root = jnp.sqrt(safe)
+        u = c / root
+        across = determinant / safe
+        acute = u >= 0.0
+        near = jnp.where(acute, u, -u)
+        complement = jnp.minimum(across / (1.0 + near), 1.0)
+        angle, cube = arc_cosine_parts(complement)
         obtuse = angle * across - 3.0 * near * cube
-        acute = 1.0 + 2.0 * near * near - angle * across + 3.0 * near * cube
-        mean = 0.5 * qx * qz * jnp.where(pairs.acute, acute, obtuse)
-        slope = 2.0 * pairs.norm_x * pairs.norm_z * jnp.where(pairs.acute, near + cube, cube)
-        return Moments(_features(mean, 1.5 * qx * qx, 1.5 * qz * qz), slope)
+        mean = 0.5 * product * jnp.where(acute, 1.0 + 2.0 * near * near - obtuse, obtuse)
+        return mean, 2.0 * root * jnp.where(acute, near + cube, cube)
 
 
-class HermiteDual(AbstractDual):
+class HermiteDual(AbstractSmoothDual):
     r"""Moments of any smooth activation by its Hermite series: $E[\sigma(g)\sigma(g')] = \sum_{k<K} a_k(\sqrt q)
     a_k(\sqrt{q'}) u^k$.
 
@@ -211,6 +229,29 @@ class HermiteDual(AbstractDual):
         (mean, slope), _ = jax.lax.scan(step, (start, start), terms, reverse=True)
         second = (jnp.sum(values_x**2, axis=0), jnp.sum(values_z**2, axis=0))
         return Moments(_features(mean, *second), slope)
+
+    def apart(self, before: Apart) -> tuple[Apart, Apart]:
+        r"""From differences of coefficients and $1 - u^k$, each without cancellation."""
+        std_x, std_z = jnp.sqrt(before.xx), jnp.sqrt(before.zz)
+        total, product = std_x + std_z, std_x * std_z
+        gap = before.gap / jnp.where(total > 0.0, total, 1.0)
+        chord = 0.5 * jnp.maximum(before.distance - gap * gap, 0.0) / jnp.where(product > 0.0, product, 1.0)
+        degrees = jnp.arange(self.num_terms, dtype=chord.dtype).reshape(-1, *(1 for _ in chord.shape))
+        near = chord < 0.5
+        u = 1.0 - jnp.where(near, 1.0, chord)
+        powers = jnp.where((u < 0.0) & (degrees % 2.0 == 1.0), -1.0, 1.0) * jnp.abs(u) ** degrees
+        deficits = jnp.where(near, -jnp.expm1(degrees * jnp.log1p(-jnp.where(near, chord, 0.0))), 1.0 - powers)
+        nodes, table = _trapezoid(self.num_terms)
+        nodes, table = (jnp.asarray(part, chord.dtype) for part in (nodes, table))
+        of_x, of_z = self.coefficients(std_x), self.coefficients(std_z)
+
+        def moment(function: Callable[[Array], Array], a: Array, b: Array) -> Apart:
+            change = change_of(function, jnp.multiply.outer(nodes, std_z), jnp.multiply.outer(nodes, gap))
+            change = jnp.tensordot(table, change, axes=1, precision=jax.lax.Precision.HIGHEST)
+            distance = jnp.sum(change * change + 2.0 * a * b * deficits, axis=0)
+            return Apart(jnp.sum(a * a, axis=0), jnp.sum(b * b, axis=0), jnp.sum(change * (a + b), axis=0), distance)
+
+        return moment(self.activation, of_x[0], of_z[0]), moment(self.activation.derivative, of_x[1], of_z[1])
 
     def coefficients(self, std: Float[Array, "*shape"]) -> tuple[Float[Array, "k *shape"], Float[Array, "k *shape"]]:
         r"""Hermite coefficients of $\sigma(r ·)$ and $\sigma'(r ·)$, one row per degree."""
@@ -256,13 +297,6 @@ def dual_of(activation: AbstractActivation) -> AbstractDual:
         case QuadraticRelu():
             return QuadraticReluDual()
     return HermiteDual(activation)
-
-
-def _invariants(pairs: Pair) -> tuple[Array, Array, Array, Array]:
-    """Both variances, the covariance, and the determinant of the covariance matrix, without cancellation."""
-    qx, qz = pairs.norm_x**2, pairs.norm_z**2
-    covariance = pairs.cosine * (pairs.norm_x * pairs.norm_z)
-    return qx, qz, covariance, qx * qz * (pairs.complement * (2.0 - pairs.complement))
 
 
 def _features(mean: Array, second_x: Array, second_z: Array) -> Pair:

@@ -5,7 +5,8 @@ they depend on $\sqrt{1 - |u|}$, so that a rounded cosine $1 - 10^{-7}$ costs ha
 taken from differences, keeps all.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from ntk_robust.kernels._polynomials import sqrt_of_distance
 
 # Cosines of a matrix product are recomputed from differences above 1 - threshold: below, the rounding of the product
 # moves the angle by less than about 1e-5 (float32) or 1e-14 (float64).
-_REPAIR_THRESHOLD = {"float32": 2e-3, "float64": 5e-3}
+REPAIR_THRESHOLD = {"float32": 2e-3, "float64": 5e-3}
+# Partners of a row whose derivative is taken from differences; rows with more twins than this are rare.
+_MAX_CLOSE_PARTNERS = 8
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -47,27 +50,37 @@ class Pair(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Points as directions and lengths.
+    """Points with their lengths.
 
     Attributes:
-        direction: Unit vectors; the zero vector stays zero.
-        length: Euclidean norms.
+        points: One per row.
+        lengths: Euclidean norms.
     """
 
-    direction: Float[Array, "*batch d"]
-    length: Float[Array, "*batch"]
+    points: Float[Array, "n d"]
+    lengths: Float[Array, " n"]
+
+    @property
+    def directions(self) -> Float[Array, "n d"]:
+        """Unit vectors; the zero vector stays zero."""
+        return self.points / jnp.where(self.lengths > 0.0, self.lengths, 1.0)[:, None]
 
 
-def rows(x: Float[Array, "*batch d"]) -> Rows:
-    """Directions and lengths, with derivative 0 at the zero vector."""
-    length = sqrt_of_distance(jnp.sum(x * x, axis=-1))
-    return Rows(x / jnp.where(length > 0.0, length, 1.0)[..., None], length)
+def norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    """Euclidean norms, with derivative 0 at the zero vector."""
+    return sqrt_of_distance(jnp.sum(x * x, axis=-1))
+
+
+def rows(x: Float[Array, "n d"]) -> Rows:
+    """Points and lengths."""
+    return Rows(x, norm(x))
 
 
 def pair(x: Float[Array, " d"], z: Float[Array, " d"]) -> Pair:
     """The pair of two points, accurate at every angle and for unequal norms."""
-    (a, length_x), (b, length_z) = rows(x), rows(z)
-    u = jnp.vdot(a, b, precision=_HIGHEST)
+    length_x, length_z = norm(x), norm(z)
+    product = length_x * length_z
+    u = jnp.vdot(x, z, precision=_HIGHEST) / jnp.where(product > 0.0, product, 1.0)
     ratio = length_x / jnp.where(length_z > 0.0, length_z, 1.0)
     squared = jnp.where(length_x > 0.0, length_x * length_x, 1.0)
     return Pair(_complement(x, z * ratio, u, squared), u >= 0.0, length_x, length_z)
@@ -75,33 +88,28 @@ def pair(x: Float[Array, " d"], z: Float[Array, " d"]) -> Pair:
 
 def norm_gap(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
     r"""$\|x\| - \|z\|$ without cancellation, as $(x - z) · (x + z) / (\|x\| + \|z\|)$."""
-    total = rows(x).length + rows(z).length
+    total = norm(x) + norm(z)
     return jnp.vdot(x - z, x + z, precision=_HIGHEST) / jnp.where(total > 0.0, total, 1.0)
-
-
-def cross_pairs(x: Rows, z: Rows, same: Bool[Array, ""] | None = None) -> Pair:
-    """All pairs of rows: one matrix product, and differences where it rounds too much.
-
-    With `same` both sides hold the same points, and a row with itself has complement exactly 0.
-    """
-    complement, acute = _complements(x.direction, z.direction, jnp.asarray(False) if same is None else same)
-    return Pair(complement, acute, x.length[:, None], z.length[None, :])
-
-
-def self_pairs(x: Rows) -> Pair:
-    """All pairs of rows of one matrix, exactly symmetric."""
-    pairs = cross_pairs(x, x, jnp.asarray(True))
-    n = x.length.shape[0]
-    below = jnp.arange(n)[:, None] > jnp.arange(n)[None, :]
-    return pairs._replace(
-        complement=jnp.where(below, pairs.complement.T, pairs.complement),
-        acute=jnp.where(below, pairs.acute.T, pairs.acute),
-    )
 
 
 def coincident_pairs(x: Rows) -> Pair:
     """Each point with itself."""
-    return Pair(jnp.zeros_like(x.length), jnp.ones_like(x.length, dtype=bool), x.length, x.length)
+    return Pair(jnp.zeros_like(x.lengths), jnp.ones_like(x.lengths, dtype=bool), x.lengths, x.lengths)
+
+
+def rounded_pairs(x: Rows, z: Rows, cosines: Float[Array, "n1 n2"]) -> Pair:
+    """All pairs of rows from the matrix of their cosines, as accurate as those."""
+    complement = jnp.maximum(1.0 - jnp.abs(cosines), 0.0)
+    return Pair(complement, cosines >= 0.0, x.lengths[:, None], z.lengths[None, :])
+
+
+def cross_pairs(x: Rows, z: Rows, same: bool = False) -> Pair:
+    """All pairs of rows: one matrix product, and differences where it rounds too much, also in the derivative.
+
+    With `same` both sides hold the same points, and a row with itself has complement exactly 0.
+    """
+    complement, acute = _complements(x.directions, z.directions, same)
+    return Pair(complement, acute, x.lengths[:, None], z.lengths[None, :])
 
 
 def _complement(
@@ -121,34 +129,13 @@ def _complement(
     return jnp.where(sine_squared > noise, sine_squared, 0.0) / (1.0 + jnp.abs(u))
 
 
-@jax.custom_jvp
-def _complements(a: Float[Array, "n1 d"], b: Float[Array, "n2 d"], same: Bool[Array, ""]) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _complements(a: Float[Array, "n1 d"], b: Float[Array, "n2 d"], same: bool) -> tuple[Array, Array]:
     """1 - |u| and u >= 0 for all pairs of unit rows; with `same`, exactly 0 for a row with itself."""
     u = jnp.matmul(a, b.T, precision=_HIGHEST)
-    on_diagonal = same & (jnp.arange(a.shape[0])[:, None] == jnp.arange(b.shape[0])[None, :])
-    complement = jnp.where(on_diagonal, 0.0, jnp.maximum(1.0 - jnp.abs(u), 0.0))
-    close = (complement < _REPAIR_THRESHOLD.get(str(u.dtype), 0.0)) & ~on_diagonal
-    complement = jax.lax.cond(jnp.any(close), _recompute, lambda _close, c, _u, _a, _b: c, close, complement, u, a, b)
-    return complement, u >= 0.0
-
-
-@_complements.defjvp
-def _complements_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Any]) -> tuple:
-    a, b, same = primals
-    complement, acute = _complements(a, b, same)
-    du = jnp.matmul(tangents[0], b.T, precision=_HIGHEST) + jnp.matmul(a, tangents[1].T, precision=_HIGHEST)
-    return (complement, acute), (jnp.where(acute, -du, du), np.zeros(acute.shape, jax.dtypes.float0))
-
-
-def _recompute(
-    close: Bool[Array, "n1 n2"],
-    complement: Float[Array, "n1 n2"],
-    u: Float[Array, "n1 n2"],
-    a: Float[Array, "n1 d"],
-    b: Float[Array, "n2 d"],
-) -> Float[Array, "n1 n2"]:
-    """Complements with those of close pairs taken from differences, in rounds of one pair a row."""
-    i = jnp.arange(close.shape[0])
+    rounded = jnp.maximum(1.0 - jnp.abs(u), 0.0)
+    complement = jnp.where(jnp.eye(*u.shape, dtype=bool), 0.0, rounded) if same else rounded
+    i = jnp.arange(u.shape[0])
 
     def one_a_row(state: tuple[Array, Array]) -> tuple[Array, Array]:
         left, values = state
@@ -157,4 +144,37 @@ def _recompute(
         values = values.at[i, j].set(jnp.where(left[i, j], exact, values[i, j]))
         return left.at[i, j].set(False), values
 
-    return jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, (close, complement))[1]
+    state = (_is_close(complement, same), complement)
+    return jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, state)[1], u >= 0.0
+
+
+@_complements.defjvp
+def _complements_jvp(same: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
+    a, b = primals
+    da, db = tangents
+    complement, acute = _complements(a, b, same)
+    du = jnp.matmul(da, b.T, precision=_HIGHEST) + jnp.matmul(a, db.T, precision=_HIGHEST)
+    change = jnp.where(acute, -du, du)
+    close = _is_close(complement, same)
+    i = jnp.arange(a.shape[0])
+
+    def from_differences(change: Array) -> Array:
+        # Tangents of unit vectors are orthogonal to them, so that da·b = da·(b - a): of close pairs the product keeps
+        # only rounding, and the difference everything.
+        closeness = jnp.where(close, 1.0 - complement, 0.0)
+        for _ in range(min(_MAX_CLOSE_PARTNERS, b.shape[0])):
+            j = jnp.argmax(closeness, axis=1)
+            sign = jnp.where(acute[i, j], 1.0, -1.0)[:, None].astype(a.dtype)
+            exact = jnp.sum((b[j] - sign * a) * (db[j] - sign * da), axis=1)
+            exact = jnp.where(closeness[i, j] > 0.0, exact, change[i, j])
+            change = change.at[i, j].set(exact, unique_indices=True)
+            closeness = closeness.at[i, j].set(0.0)
+        return change
+
+    change = jax.lax.cond(jnp.any(close), from_differences, lambda change: change, change)
+    return (complement, acute), (change, np.zeros(acute.shape, jax.dtypes.float0))
+
+
+def _is_close(complement: Float[Array, "n1 n2"], same: bool) -> Bool[Array, "n1 n2"]:
+    close = complement < REPAIR_THRESHOLD.get(str(complement.dtype), 0.0)
+    return close & ~jnp.eye(*close.shape, dtype=bool) if same else close

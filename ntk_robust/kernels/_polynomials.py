@@ -89,6 +89,6 @@ def sqrt_of_distance(v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 @sqrt_of_distance.defjvp
 def _sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    root = jnp.sqrt(primals[0])
+    root = sqrt_of_distance(primals[0])  # not jnp.sqrt: second derivatives come here too
     positive = root > 0.0
     return root, jnp.where(positive, 0.5 / jnp.where(positive, root, 1.0), 0.0) * tangents[0]

@@ -15,6 +15,7 @@ from ntk_robust.models._activations import (
     Softplus,
     Tanh,
 )
+from ntk_robust.models._convolutional import Convolutional
 from ntk_robust.models._deep_relu import DeepReluNet, DeepReluParams
 from ntk_robust.models._fully_connected import Dense, FullyConnected
 from ntk_robust.models._model import AbstractModel
@@ -24,6 +25,7 @@ __all__ = [
     "Abs",
     "AbstractActivation",
     "AbstractModel",
+    "Convolutional",
     "Cos",
     "DeepReluNet",
     "DeepReluParams",

@@ -1,5 +1,6 @@
-"""Kernels computed in other ways: 50 digits of arc-cosine recursions, and quadrature in the plane."""
+"""Kernels computed in other ways: recursions at 50 digits in the cosine, and quadrature in the plane."""
 
+import functools
 import math
 
 import mpmath
@@ -7,43 +8,128 @@ import numpy as np
 
 mpmath.mp.dps = 50
 
-
-def relu_layers(x, z, *, num_hidden_layers, w_std, b_std, input_scale, slope=0.0):
-    """Σ_0..Σ_L and Σ̇_1..Σ̇_L of a (leaky) ReLU network at 50 digits, for (x,x), (z,z) and (x,z)."""
-    mp = mpmath.mp
-    vector = lambda v: [mp.mpf(float(c)) for c in v]  # noqa: E731
-    x, z = vector(x), vector(z)
-    dot = lambda a, b: sum((p * q for p, q in zip(a, b, strict=True)), mp.mpf(0))  # noqa: E731
-    scale, w2, b2 = mp.mpf(input_scale), mp.mpf(w_std) ** 2, mp.mpf(b_std) ** 2
-    a, b = (1 + mp.mpf(slope)) / 2, (1 - mp.mpf(slope)) / 2
-    moments = [tuple(scale * dot(p, q) for p, q in ((x, x), (z, z), (x, z)))]
-    slopes = []
-    for _ in range(num_hidden_layers):
-        qx, qz, c = (w2 * m + b2 for m in moments[-1])
-        u = max(min(c / mp.sqrt(qx * qz), mp.mpf(1)), mp.mpf(-1))
-        theta = mp.acos(u)
-        kappa0 = 1 - theta / mp.pi
-        kappa1 = (mp.sqrt(1 - u * u) + (mp.pi - theta) * u) / mp.pi
-        cross = mp.sqrt(qx * qz) * (a * a * u + b * b * (2 * kappa1 - u))
-        moments.append(((a * a + b * b) * qx, (a * a + b * b) * qz, cross))
-        slopes.append((a * a + b * b, a * a + b * b, a * a + b * b * (2 * kappa0 - 1)))
-    return moments, slopes
+# Duals: E[σ(g)σ(g')] and E[σ'(g)σ'(g')] of preactivations with variances qx, qz and covariance c. All in the
+# textbook form: cosines, inverse cosines, differences of nearly equal numbers.
 
 
-def relu_ntk(x, z, *, weight_terms, bias_terms, w_std, b_std, input_scale, slope=0.0):
-    """The NTK of (x,x), (z,z) and (x,z) at 50 digits."""
-    depth = len(weight_terms) - 1
-    moments, slopes = relu_layers(
-        x, z, num_hidden_layers=depth, w_std=w_std, b_std=b_std, input_scale=input_scale, slope=slope
-    )
-    w2 = mpmath.mpf(w_std) ** 2
-    theta = [mpmath.mpf(weight_terms[0]) * m + mpmath.mpf(bias_terms[0]) for m in moments[0]]
-    for layer in range(depth):
+def piecewise_linear(slope=0.0):
+    """Of z for z > 0, else slope times z: slope 0 is ReLU, -1 the absolute value, 1 the identity."""
+    a, b = (1 + mpmath.mpf(slope)) / 2, (1 - mpmath.mpf(slope)) / 2
+
+    def dual(qx, qz, c):
+        root = mpmath.sqrt(qx * qz)
+        u = max(min(c / root, mpmath.mpf(1)), mpmath.mpf(-1))
+        theta = mpmath.acos(u)
+        kappa1 = (mpmath.sqrt(1 - u * u) + (mpmath.pi - theta) * u) / mpmath.pi
+        return root * (a * a * u + b * b * (2 * kappa1 - u)), a * a + b * b * (1 - 2 * theta / mpmath.pi)
+
+    return dual
+
+
+def erf(qx, qz, c):
+    """Williams 1997."""
+    product = (1 + 2 * qx) * (1 + 2 * qz)
+    return 2 / mpmath.pi * mpmath.asin(2 * c / mpmath.sqrt(product)), 4 / mpmath.pi / mpmath.sqrt(product - 4 * c * c)
+
+
+def gelu(qx, qz, c):
+    """By integration by parts: every factor g of an expectation becomes derivatives of the rest."""
+    product = (1 + qx) * (1 + qz)
+    both = mpmath.mpf(1) / 4 + mpmath.asin(c / mpmath.sqrt(product)) / (2 * mpmath.pi)
+    density = 1 / (2 * mpmath.pi * mpmath.sqrt(product - c * c))
+    first, second = c * density / (1 + qx), c * density / (1 + qz)  # E[g φ(g) Φ(g')] and its mirror image
+    value = qx * (qz * density - c * first) + c * (both + second)
+    return value, both + first + second + density * c / (product - c * c)
+
+
+def sine(qx, qz, c):
+    """Real and imaginary parts of a Gaussian's characteristic function."""
+    decay = mpmath.exp(-(qx + qz) / 2)
+    return decay * mpmath.sinh(c), decay * mpmath.cosh(c)
+
+
+def cosine(qx, qz, c):
+    """The sine's, exchanged."""
+    return sine(qx, qz, c)[::-1]
+
+
+def monomial(degree):
+    """Of z^degree, by Stein's recursion over mixed moments."""
+
+    def dual(qx, qz, c):
+        @functools.cache
+        def mixed(a, b):
+            if a == 0:
+                return mpmath.mpf(0) if b % 2 else mpmath.fac2(b - 1) * qz ** (b // 2)
+            lower = (a - 1) * qx * mixed(a - 2, b) if a > 1 else 0
+            return lower + (b * c * mixed(a - 1, b - 1) if b else 0)
+
+        return mixed(degree, degree), degree**2 * mixed(degree - 1, degree - 1)
+
+    return dual
+
+
+def quadratic_relu(qx, qz, c):
+    """Cho and Saul's arc-cosine kernels of order 2 and 1."""
+    root = mpmath.sqrt(qx * qz)
+    theta = mpmath.acos(max(min(c / root, mpmath.mpf(1)), mpmath.mpf(-1)))
+    sin, cos = mpmath.sin(theta), mpmath.cos(theta)
+    order2 = 3 * sin * cos + (mpmath.pi - theta) * (1 + 2 * cos * cos)
+    return qx * qz * order2 / (2 * mpmath.pi), 2 * root * (sin + (mpmath.pi - theta) * cos) / mpmath.pi
+
+
+def hermite(activation, derivative, num_terms=260):
+    """Of a smooth activation of mpmath numbers, by its Hermite series with coefficients from the trapezoidal rule."""
+    step = mpmath.mpf(1) / 10
+    nodes = [k * step for k in range(-150, 151)]
+    weights = [mpmath.exp(-g * g / 2) * step / mpmath.sqrt(2 * mpmath.pi) for g in nodes]
+
+    @functools.cache
+    def coefficients(std):
+        rows = []
+        for function in (activation, derivative):
+            values = [function(std * g) for g in nodes]
+            before, polynomial = [mpmath.mpf(0)] * len(nodes), list(weights)
+            row = [mpmath.fdot(polynomial, values)]
+            for k in range(num_terms - 1):
+                up, down = 1 / mpmath.sqrt(k + 1), mpmath.sqrt(mpmath.mpf(k) / (k + 1))
+                before, polynomial = (
+                    polynomial,
+                    [up * g * p - down * q for g, p, q in zip(nodes, polynomial, before, strict=True)],
+                )
+                row.append(mpmath.fdot(polynomial, values))
+            rows.append(row)
+        return rows
+
+    def dual(qx, qz, c):
+        stds = mpmath.sqrt(qx), mpmath.sqrt(qz)
+        u = c / (stds[0] * stds[1])
+        both = zip(coefficients(stds[0]), coefficients(stds[1]), strict=True)
+        return tuple(mpmath.polyval([a * b for a, b in zip(x, z, strict=True)][::-1], u) for x, z in both)
+
+    return dual
+
+
+def network_kernels(x, z, dual, *, weight_terms, bias_terms, w_std, b_std, input_scale):
+    """NTK of (x,x), (z,z) and (x,z) of a fully connected network at 50 digits; points of any real numbers."""
+    x, z = ([c if isinstance(c, mpmath.mpf) else mpmath.mpf(float(c)) for c in v] for v in (x, z))
+    w2, b2 = mpmath.mpf(w_std) ** 2, mpmath.mpf(b_std) ** 2
+    sigma = [mpmath.mpf(input_scale) * mpmath.fdot(p, q) for p, q in ((x, x), (z, z), (x, z))]
+    theta = [mpmath.mpf(weight_terms[0]) * s + mpmath.mpf(bias_terms[0]) for s in sigma]
+    for weight, bias in zip(weight_terms[1:], bias_terms[1:], strict=True):
+        qx, qz, c = (w2 * s + b2 for s in sigma)
+        moments = [dual(qx, qx, qx), dual(qz, qz, qz), dual(qx, qz, c)]
+        sigma = [value for value, _ in moments]
         theta = [
-            mpmath.mpf(weight_terms[layer + 1]) * m + mpmath.mpf(bias_terms[layer + 1]) + w2 * s * t
-            for m, s, t in zip(moments[layer + 1], slopes[layer], theta, strict=True)
+            mpmath.mpf(weight) * value + mpmath.mpf(bias) + w2 * slope * t
+            for (value, slope), t in zip(moments, theta, strict=True)
         ]
     return theta
+
+
+def relu_ntk(x, z, *, slope=0.0, **network):
+    """The NTK of (x,x), (z,z) and (x,z) of a (leaky) ReLU network at 50 digits."""
+    return network_kernels(x, z, piecewise_linear(slope), **network)
 
 
 def quadrature_ntk(x, z, activation, derivative, *, weight_terms, bias_terms, w_std, b_std, input_scale):

@@ -1,6 +1,8 @@
 """Analytic kernels against 50 digits, quadrature, Monte Carlo, neural-tangents and finite differences."""
 
+import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 
 from ntk_robust.kernels import (
     DenseKernel,
+    JointKernel,
     ZonalKernel,
     analytic_nngp,
     analytic_ntk,
+    analytic_ntk_and_nngp,
     empirical_ntk,
     rkhs_distance_squared,
 )
@@ -225,6 +229,45 @@ def test_blocked_half_equals_the_whole_matrix_and_has_its_derivative():
     np.testing.assert_array_equal(blocked, blocked.T)
 
 
+def test_a_matrix_written_over_another_one_is_the_same_and_symmetric_with_a_rest_of_rows():
+    kernel = analytic_ntk(FullyConnected(7, 1, 3, "scalar"))
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(61, 7)))
+    x = x.at[60].set(x[2] + 1e-9).at[33].set(-x[7])
+    into = jax.jit(lambda x, out: kernel.gram(x, out=out), donate_argnums=1)
+    found = into(x, jnp.full((61, 61), jnp.nan))
+    np.testing.assert_array_equal(found, found.T)
+    expected = _pairs(kernel, jnp.repeat(x, 61, axis=0), jnp.tile(x, (61, 1))).reshape(61, 61)
+    np.testing.assert_allclose(found, expected, rtol=2e-14)
+    with pytest.raises(ValueError, match=r"float64\(3, 3\)"):
+        kernel.gram(x, out=jnp.ones((3, 3)))
+    with pytest.raises(ValueError, match="symmetric"):
+        kernel.gram(x, x, out=found)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(FullyConnected(5, 4, 3, "scalar", trainable="hidden"), marks=pytest.mark.slow),
+        FullyConnected(5, 4, 2, 2, b_std=0.3),
+    ],
+)
+def test_both_kernels_from_one_pass_are_those_from_two(model):
+    both = analytic_ntk_and_nngp(model)
+    x = jnp.asarray(np.random.default_rng(13).normal(size=(6, 5)))
+    found = eqx.filter_jit(lambda k, x: (k.gram(x), k.gram(x, x), k.diagonal(x), k(x[0], x[1])))(both, x)
+    for name, kernel in (("ntk", analytic_ntk(model)), ("nngp", analytic_nngp(model))):
+        pairs, symmetric, cross, diagonal = _all_ways(kernel, x)
+        for values, expected in zip(found, (symmetric, cross, diagonal, pairs[0, 1]), strict=True):
+            np.testing.assert_allclose(getattr(values, name), expected, rtol=1e-13)
+    compiled = jax.jit(both.gram).lower(x, x).compile()
+    products = re.findall(r"= f64\[6,6\]\S* dot\(", compiled.as_text())
+    assert len(products) == 1
+    other = dataclasses.replace(both.ntk, **({"b_std": 0.1} if model.b_std else {}))
+    if model.b_std:
+        with pytest.raises(ValueError, match="another network"):
+            JointKernel(both.ntk, other).gram(x)
+
+
 def test_the_gram_matrix_repairs_twins_that_a_rounded_cosine_would_lose():
     rng = np.random.default_rng(5)
     x = rng.normal(size=(40, 784)).astype(np.float32)
@@ -237,8 +280,8 @@ def test_the_gram_matrix_repairs_twins_that_a_rounded_cosine_would_lose():
     from ntk_robust.kernels._pairs import Pair, rows
 
     a, b = rows(jnp.asarray(x)), rows(jnp.asarray(twins))
-    u = jnp.sum(a.direction * b.direction, axis=1)
-    naive = kernel.of_pairs(Pair(jnp.maximum(1 - u, 0), u >= 0, a.length, b.length))
+    u = jnp.sum(a.directions * b.directions, axis=1)
+    naive = kernel.of_pairs(Pair(jnp.maximum(1 - u, 0), u >= 0, a.lengths, b.lengths))
     assert np.max(np.abs(np.asarray(naive) / exact - 1)) > 1e-5
 
 
@@ -303,6 +346,10 @@ def test_sums_products_and_multiples_are_kernels():
     apart = np.diagonal(k1 + 3 * k2)
     found = _distances(first + 3.0 * second, x[:4], x[1:])
     np.testing.assert_allclose(found, apart[:4] + apart[1:] - 2 * np.diagonal(k1 + 3 * k2, 1), rtol=1e-12)
+    near = x + 1e-6 * x[::-1]
+    product = _distances(first * second, x, near)
+    xx, zz, xz = (np.diagonal(_gram(first, a, b) * _gram(second, a, b)) for a, b in ((x, x), (near, near), (x, near)))
+    np.testing.assert_allclose(product, xx + zz - 2 * xz, rtol=2e-3)  # which keeps few digits along the ray of row 2
     with pytest.raises(ValueError, match=r"times -1\.0"):
         -1.0 * first
     with pytest.raises(TypeError):
