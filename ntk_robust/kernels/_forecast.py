@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,18 @@ import numpy as np
 
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
 
-Device = Any  # jax.Device, which type checkers do not take for a type
+if TYPE_CHECKING:
+
+    class Device(Protocol):
+        """`jax.Device`, which type checkers do not take for a type."""
+
+        @property
+        def platform(self) -> str: ...
+        @property
+        def device_kind(self) -> str: ...
+        def memory_stats(self) -> Any: ...
+else:
+    Device = Any
 Destination = Any  # None, numpy.ndarray, jax.Device, str or os.PathLike
 
 _GIB = 2.0**30

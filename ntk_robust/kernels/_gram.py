@@ -95,6 +95,7 @@ def gram(
 
     Examples:
         >>> import jax, numpy as np
+        >>> from ntk_robust.kernels import analytic_ntk
         >>> from ntk_robust.models import FullyConnected
         >>> kernel = analytic_ntk(FullyConnected(input_dim=2, width=1, num_hidden_layers=1, num_outputs="scalar"))
         >>> gram(kernel, np.eye(2, dtype=np.float32)).shape
