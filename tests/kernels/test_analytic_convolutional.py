@@ -64,7 +64,5 @@ def test_values_are_those_of_neural_tangents_in_every_form_of_the_interface():
 def test_activations_without_a_closed_form_are_refused_with_those_that_have_one():
     with pytest.raises(TypeError, match=r"Tanh.*take one of Relu"):
         analytic_ntk(Convolutional((4, 5, 2), 1, 1, 2, activation=Tanh()))
-    with pytest.raises(ValueError, match="pooling is 'max'"):
-        Convolutional((4, 5, 2), 1, 1, 2, pooling="max")
     with pytest.raises(ValueError, match="height=0"):
         Convolutional((0, 5, 2), 1, 1, 2)

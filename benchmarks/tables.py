@@ -1,0 +1,153 @@
+"""Writes the tables of the documentation from the committed results of the benchmarks.
+
+    python benchmarks/tables.py [--check]
+
+A page says `<!-- table: NAME -->` where a table begins and `<!-- end of table -->` where it ends; what stands between
+is replaced. With --check nothing is written, and the exit code is 1 if a page is not what the results say.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md"]
+_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites every page, or says which ones differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page differs")
+    check = parser.parse_args().check
+    stale = [page for page in PAGES if rendered(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{'differs from the results' if check else 'written'}: {page.relative_to(ROOT)}")
+        if not check:
+            page.write_text(rendered(page.read_text()))
+    sys.exit(1 if check and stale else 0)
+
+
+def rendered(text: str) -> str:
+    """The page with its tables made anew."""
+    return _PLACE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+
+
+def _results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / "cpu" / f"{name}.json").read_text())
+
+
+def _markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _with_bar(value: float, bar: float | None, met: bool) -> str:
+    return f"{value:.1f}" if bar is None else f"{value:.1f} ({'meets' if met else 'misses'} {bar:g})"
+
+
+def kernel_speed() -> str:
+    """Times beside neural-tangents, with the bar and the ceiling."""
+    columns = ["dtype", "hidden layers", "neural-tangents / ours", "into a donated matrix", "ceiling on this machine"]
+    columns += ["ours / half GEMM", "donated / half GEMM"]
+    rows = [
+        [
+            row["dtype"],
+            str(row["depth"]),
+            _with_bar(row["neural_tangents_over_ours_cpu"], row["bar"], row["bar_met"]),
+            f"{row['neural_tangents_over_into_out_cpu']:.1f}",
+            f"{row['neural_tangents_over_half_gemm_cpu']:.1f}",
+            f"{row['ours_over_half_gemm_cpu']:.2f}",
+            f"{row['into_out_over_half_gemm_cpu']:.2f}",
+        ]
+        for row in _results("bench_kernels")["rows"]
+    ]
+    return _markdown(columns, rows)
+
+
+def kernel_accuracy() -> str:
+    """Largest errors against 50 digits."""
+    columns = ["activation", "hidden layers", "b_std", "dtype", "kernel of a pair", "squared distance", "matrix"]
+    rows = [
+        [
+            f"`{row['activation']}`",
+            str(row["depth"]),
+            f"{row['b_std']:g}",
+            row["dtype"],
+            f"{row['ntk_error']:.0e}" + ("" if row["ntk_bar_met"] else " (misses)"),
+            f"{row['distance_squared_error']:.0e}" + ("" if row["distance_squared_bar_met"] else " (misses)"),
+            f"{row['gram_error']:.0e}",
+        ]
+        for row in _results("bench_kernels")["accuracy"]
+    ]
+    return _markdown(columns, rows)
+
+
+def empirical_speed() -> str:
+    """The layerwise kernel beside the fastest implementation of neural-tangents."""
+    record = _results("bench_empirical")["networks"]
+    columns = ["width", "hidden layers", "outputs", "neural-tangents / ours", "minima", "compile time, the same"]
+    columns += ["GFLOP, neural-tangents", "ours", "ours per CPU second", "memory / (activations + deltas + matrix)"]
+    rows = [
+        [
+            str(row["width"]),
+            str(row["hidden_layers"]),
+            str(row["outputs"]),
+            f"{row['ratio_cpu']:.2f}",
+            f"{row['ratio_cpu_minima']:.2f}",
+            f"{row['compile_ratio_cpu']:.2f}",
+            f"{row['peer_gflops']:.1f}",
+            f"{row['ours_gflops']:.1f}",
+            f"{row['ours_gflops_per_cpu_second']:.0f}",
+            f"{row['ours_bytes'] / row['bound_bytes']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+    return _markdown(columns, rows) + f"\n\nGeometric mean of the ratios: {record['geometric_mean_ratio_cpu']:.2f}."
+
+
+def empirical_choices() -> str:
+    """What is taken for networks without a layerwise way."""
+    columns = ["network", "taken", "fastest", "time of the taken / fastest", "slowest / taken"]
+    rows = [
+        [
+            row["network"],
+            row["chosen"],
+            row["fastest"],
+            f"{row['chosen_over_fastest']:.2f}",
+            f"{row['slowest_over_chosen']:.1f}",
+        ]
+        for row in _results("bench_empirical")["choices"]["rows"]
+    ]
+    return _markdown(columns, rows)
+
+
+def empirical_torch() -> str:
+    """The layerwise kernel beside torch.func, if it was there."""
+    record = _results("bench_empirical").get("torch", {"absent": "The comparison with torch.func was not made."})
+    if "absent" in record:
+        return record["absent"]
+    columns = ["examples", "width", "hidden layers", "outputs", "Jacobian, GiB", "torch.func / ours"]
+    rows = [
+        [
+            *(str(row[key]) for key in ("rows", "width", "hidden_layers", "outputs")),
+            f"{row['jacobian_gib']:.1f}",
+            f"{row['ratio_cpu']:.0f}",
+        ]
+        for row in record["rows"]
+    ]
+    return _markdown(columns, rows)
+
+
+TABLES = {
+    "kernel_speed": kernel_speed,
+    "kernel_accuracy": kernel_accuracy,
+    "empirical_speed": empirical_speed,
+    "empirical_choices": empirical_choices,
+    "empirical_torch": empirical_torch,
+}
+
+if __name__ == "__main__":
+    main()
