@@ -276,7 +276,8 @@ def _generic_diagonal(problem: Problem) -> Array:
     def of_one(example: Array) -> Array:
         jacobian = jax.jacrev(lambda weights: flat_output(problem.apply_fn, eqx.combine(weights, frozen), example))
         leaves = jax.tree.leaves(jacobian(moving))
-        total = sum(jnp.sum(leaf * leaf) for leaf in leaves)
+        parts = [jnp.sum(leaf * leaf) for leaf in leaves]
+        total = sum(parts[1:], parts[0])
         return total / leaves[0].shape[0] if problem.outputs == "mean" else total
 
     bytes_of_one = num_outputs(problem) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(moving))

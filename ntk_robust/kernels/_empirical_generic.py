@@ -137,7 +137,8 @@ def _by(method: str, problem: Problem) -> Array:
     # The import computes constants: they must not become part of a trace that happens to be the first to need them.
     with jax.ensure_compile_time_eval():
         nt = load_neural_tangents()
-    promotion = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+    config: Any = jax.config  # which declares its flags at run time
+    promotion = config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion
     moving, frozen = eqx.partition(problem.params, problem.mask)
     leaves, tree = jax.tree.flatten(moving)
 
@@ -146,22 +147,19 @@ def _by(method: str, problem: Problem) -> Array:
         with jax.numpy_dtype_promotion(promotion[0]), jax.numpy_rank_promotion(promotion[1]):
             return jax.vmap(lambda example: flat_output(problem.apply_fn, params, example))(x)
 
-    if problem.params2 is None:
-        point, extra = leaves, {}
+    def at_point(weights: list[Array], x: Array) -> Array:
+        return outputs(eqx.combine(jax.tree.unflatten(tree, weights), frozen), x)
 
-        def network(weights: list[Array], x: Array) -> Array:
-            return outputs(eqx.combine(jax.tree.unflatten(tree, weights), frozen), x)
-    else:
+    network, point, extra = at_point, leaves, {}
+    if problem.params2 is not None:
         # Derivatives at two points are derivatives at 0 of two functions of a displacement.
-        point = [jnp.zeros_like(leaf) for leaf in leaves]
         arrays, rest = zip(*(eqx.partition(p, eqx.is_array) for p in (problem.params, problem.params2)), strict=True)
-        extra = {"base": tuple(arrays)}
 
-        def network(weights: list[Array], x: Array, base: PyTree) -> Array:
-            params = eqx.combine(base, rest[0])
-            here, still = eqx.partition(params, problem.mask)
-            moved = jax.tree.map(jnp.add, here, jax.tree.unflatten(tree, weights))
-            return outputs(eqx.combine(moved, still), x)
+        def displaced(weights: list[Array], x: Array, base: PyTree) -> Array:
+            here, still = eqx.partition(eqx.combine(base, rest[0]), problem.mask)
+            return outputs(eqx.combine(jax.tree.map(jnp.add, here, jax.tree.unflatten(tree, weights)), still), x)
+
+        network, point, extra = displaced, [jnp.zeros_like(leaf) for leaf in leaves], {"base": tuple(arrays)}
 
     x2 = problem.x2 if problem.params2 is None else (problem.x1 if problem.x2 is None else problem.x2)
     kernel_fn = nt.empirical_ntk_fn(

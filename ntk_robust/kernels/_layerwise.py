@@ -7,7 +7,6 @@ product of two
 Gram matrices. Memory is that of the activations, the signals and the result.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -182,28 +181,17 @@ def _weighted(side: _Side, columns: Float[Array, " width"]) -> _Side:
 
 def _symmetric(layers: list[_Layer], sides: list[_Side], outputs: str) -> Array:
     """The kernel of all parts with themselves: blocks on and above the diagonal, and their mirror images."""
-    starts = [0]
-    for side in sides:
-        starts.append(starts[-1] + side.slopes.shape[0])
-    n, k, dtype = starts[-1], sides[0].readout.shape[0], sides[0].slopes.dtype
-    kernel = jnp.zeros((n, n, k, k) if outputs == "full" else (n, n), dtype)
+    blocks: dict[tuple[int, int], Array] = {}
     for i, rows in enumerate(sides):
         for j in range(i, len(sides)):
             block = _product(layers, rows, sides[j], outputs)
-            kernel = _written(kernel, block, starts[i], starts[j])
-            if i != j:
-                kernel = _written(kernel, _mirrored(block), starts[j], starts[i])
-    # products of a part with itself are symmetric up to rounding
-    for start, stop in itertools.pairwise(starts):
-        block = kernel[start:stop, start:stop]
-        below = jnp.tri(stop - start, k=-1, dtype=bool).reshape(stop - start, stop - start, *(1,) * (block.ndim - 2))
-        kernel = _written(kernel, jnp.where(below, _mirrored(block), block), start, start)
-    return kernel
-
-
-def _written(kernel: Array, block: Array, row: int, column: int) -> Array:
-    """The kernel with a block in its place."""
-    return jax.lax.dynamic_update_slice(kernel, block, (row, column, *(0,) * (kernel.ndim - 2)))
+            if i == j:  # symmetric up to rounding
+                below = jnp.tri(block.shape[0], k=-1, dtype=bool).reshape(*block.shape[:2], *(1,) * (block.ndim - 2))
+                block = jnp.where(below, _mirrored(block), block)
+            blocks[i, j] = block
+    parts = range(len(sides))
+    rows_of_blocks = [[blocks[i, j] if i <= j else _mirrored(blocks[j, i]) for j in parts] for i in parts]
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows_of_blocks])
 
 
 def _mirrored(block: Float[Array, "n1 n2 *k"]) -> Float[Array, "n2 n1 *k"]:

@@ -96,6 +96,7 @@ def test_a_symmetric_kernel_in_panels_is_exactly_symmetric_and_keeps_the_dtype(k
         np.testing.assert_allclose(found, cross, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_kernel_has_a_gradient_where_a_neuron_is_not_read_out():
     model = FullyConnected(3, 4, 1, 2)
     params = model.init(key=jax.random.key(0))

@@ -9,7 +9,6 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from ntk_robust.kernels import (
     _empirical_generic,
@@ -47,14 +46,23 @@ def plain_params(seed):
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()} | {"count": jnp.asarray(2)}
 
 
-class Convolutional(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(1, 2, kernel_size=(3,), rngs=rngs, param_dtype=jnp.float64)
-        self.norm = nnx.BatchNorm(2, use_running_average=True, rngs=rngs, param_dtype=jnp.float64)
-        self.readout = nnx.Linear(8, 2, rngs=rngs, param_dtype=jnp.float64)
+def nnx_network(seed):
+    """A function of the weights of a convolutional module with statistics."""
+    from flax import nnx
 
-    def __call__(self, x):
-        return self.readout(nnx.gelu(self.norm(self.conv(x[None, :, None]))).reshape(-1))
+    class Convolutional(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(1, 2, kernel_size=(3,), rngs=rngs, param_dtype=jnp.float64)
+            self.norm = nnx.BatchNorm(2, use_running_average=True, rngs=rngs, param_dtype=jnp.float64)
+            self.readout = nnx.Linear(8, 2, rngs=rngs, param_dtype=jnp.float64)
+
+        def __call__(self, x):
+            return self.readout(nnx.gelu(self.norm(self.conv(x[None, :, None]))).reshape(-1))
+
+    graph, weights, rest = nnx.split(Convolutional(nnx.Rngs(seed)), nnx.Param, ...)
+    # statistics are always float32 in flax, and here nothing is promoted silently
+    rest = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == jnp.float32 else leaf, rest)
+    return (lambda weights, x: nnx.merge(graph, weights, rest)(x)), weights
 
 
 def as_function(name, seed=0):
@@ -67,10 +75,7 @@ def as_function(name, seed=0):
         arrays, rest = eqx.partition(eqx.nn.MLP(4, "scalar", 5, 1, key=jax.random.key(seed)), eqx.is_inexact_array)
         return (lambda arrays, x: eqx.combine(arrays, rest)(x)), arrays
     if name == "nnx":
-        graph, weights, rest = nnx.split(Convolutional(nnx.Rngs(seed)), nnx.Param, ...)
-        # statistics are always float32 in flax, and here nothing is promoted silently
-        rest = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == jnp.float32 else leaf, rest)
-        return (lambda weights, x: nnx.merge(graph, weights, rest)(x)), weights
+        return nnx_network(seed)
     # pairs of functions that take a batch, as in haiku, linen and stax
     apply = lambda params, batch: jnp.tanh(batch @ params["linear"]["w"] + params["linear"]["b"][None])  # noqa: E731
     rng = np.random.default_rng(seed)
@@ -79,15 +84,14 @@ def as_function(name, seed=0):
 
 
 LIBRARIES = ["plain", "equinox", "equinox partitioned", "nnx", "init and apply"]
-BY_DEFAULT = {("plain", method) for method in METHODS} | {("nnx", METHODS[2])}
+OTHER_METHODS = [(name, method) for name in ("plain", "nnx") for method in METHODS[1:]]
 
 
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=() if (name, method) in BY_DEFAULT else pytest.mark.slow)
-        for name in LIBRARIES
-        for method in METHODS
+        pytest.param(name, method, marks=() if (name, method) == ("plain", METHODS[0]) else pytest.mark.slow)
+        for name, method in [*((name, METHODS[0]) for name in LIBRARIES), *OTHER_METHODS]
     ],
 )
 def test_a_network_of_any_library_by_any_method_is_the_product_of_jacobians(name, method):
@@ -99,10 +103,10 @@ def test_a_network_of_any_library_by_any_method_is_the_product_of_jacobians(name
     np.testing.assert_allclose(trace, np.einsum("iap,jap->ij", a, a), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [METHODS[0], *(pytest.param(method, marks=pytest.mark.slow) for method in METHODS[1:])]
+    ("name", "method"), [("equinox", method) for method in METHODS] + [("nnx", "structured_derivatives")]
 )
-@pytest.mark.parametrize("name", ["equinox", pytest.param("nnx", marks=pytest.mark.slow)])
 def test_a_kernel_between_two_states_of_a_network(name, method):
     (apply_fn, params), (_, params2) = as_function(name), as_function(name, seed=1)
     a, b = explicit_jacobian(apply_fn, params, X), explicit_jacobian(apply_fn, params2, Z)
