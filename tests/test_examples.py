@@ -16,7 +16,9 @@ def code_of(page: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/training.md", "docs/certificates.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/index.md", "docs/training.md", "docs/certificates.md", "docs/empirical_kernels.md"]
+)
 def test_the_code_of_a_page_runs_as_printed(name, tmp_path):
     code = code_of(ROOT / name)
     assert "from ntk_robust import" in code
