@@ -201,7 +201,7 @@ def measure_accuracy() -> list[dict]:
         *((models.Cos(), oracles.cosine, depth, 0.2, 1.2) for depth in (1, 3)),
         (models.Monomial(3), oracles.monomial(3), 1, 0.2, 1.2),
         (models.QuadraticRelu(), oracles.quadratic_relu, 2, 0.2, 1.2),
-        (models.Tanh(), tanh, 1, 0.2, 0.5),
+        (models.Tanh(), tanh, 1, 0.2, 0.3),
     ]
     angles = np.concatenate([np.geomspace(1e-8, 1, 17), np.linspace(1.3, 3, 6), math.pi - np.geomspace(1e-8, 1e-2, 4)])
     rows = []

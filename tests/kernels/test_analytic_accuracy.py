@@ -111,7 +111,7 @@ def test_the_difference_of_three_values_would_lose_the_distance():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_distances_by_hermite_series_keep_their_accuracy_as_points_meet(dtype):
-    kernel, terms = network(Tanh(), 1, w_std=0.5)
+    kernel, terms = network(Tanh(), 1, w_std=0.3)
     dual = oracles.hermite(mpmath.tanh, lambda v: mpmath.sech(v) ** 2, 120)
     of_value, of_distance = largest_errors(kernel, dual, terms, dtype, [1e-7, 1e-4, 0.5, 2.5])
     assert of_value <= (2e-6 if dtype is np.float32 else 1e-14)
