@@ -44,10 +44,11 @@ def empirical_ntk(
     `apply_fn` may be any differentiable function of weights and one example. The `apply` method of the project's
     fully connected models takes a faster way: one forward pass and one backward pass per output, then
     $\sum_l (H_{l-1} H_{l-1}^\top) ∘ (\Delta_l \Delta_l^\top)$ over layers, with no Jacobian; its memory is that of the
-    features $H$, the signals $\Delta$ and the result (up to twice that for many more examples than neurons). All else goes through neural-tangents, by that of its
-    implementations which costs least: "auto" lowers all three without compiling them, takes the one with the fewest
-    operations (`empirical_ntk_costs`), and remembers this for the function and the shapes. The first call with a new
-    function therefore takes a second or so longer; define the function once, outside of loops.
+    features $H$, the signals $\Delta$ and the result (up to twice that for many more examples than neurons). All else
+    goes through neural-tangents, by that of its implementations which costs least: "auto" lowers all three without
+    compiling them, takes the one with the fewest operations (`empirical_ntk_costs`), and remembers this for the
+    function and the shapes. The first call with a new function therefore takes a second or so longer; define the
+    function once, outside of loops.
 
     Args:
         apply_fn: (params, one example) → output of shape () or (k,).
