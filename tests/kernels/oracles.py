@@ -105,7 +105,8 @@ def hermite(activation, derivative, num_terms=260):
         stds = mpmath.sqrt(qx), mpmath.sqrt(qz)
         u = c / (stds[0] * stds[1])
         both = zip(coefficients(stds[0]), coefficients(stds[1]), strict=True)
-        return tuple(mpmath.polyval([a * b for a, b in zip(x, z, strict=True)][::-1], u) for x, z in both)
+        powers = [u**k for k in range(num_terms)]
+        return tuple(mpmath.fdot(powers, [a * b for a, b in zip(x, z, strict=True)]) for x, z in both)
 
     return dual
 
