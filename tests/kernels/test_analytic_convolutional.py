@@ -22,26 +22,26 @@ def kernels_of(model, x, key, num_draws):
         k = outputs.shape[1]
         return jnp.einsum("iop,jop->ij", flat, flat) / k, outputs @ outputs.T / k
 
-    return jax.jit(jax.vmap(draw))(jax.random.split(key, num_draws))
+    return jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(key, num_draws))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "b_std"), [("none", 0.3), ("average", 0.0)])
 def test_kernels_of_finite_networks_approach_the_analytic_ones_in_width(pooling, b_std, key):
     errors = {}
-    for channels in (8, 64):
+    for channels in (8, 32):
         model = Convolutional((4, 5, 2), channels, 2, 4, (3, 3), pooling, b_std=b_std)
-        ntk, nngp = kernels_of(model, IMAGES, key, 200)
+        ntk, nngp = kernels_of(model, IMAGES, key, 60)
         for name, samples, kernel in (("ntk", ntk, analytic_ntk(model)), ("nngp", nngp, analytic_nngp(model))):
             exact = np.asarray(kernel.gram(IMAGES))
-            noise = np.asarray(samples).std(axis=0, ddof=1) / np.sqrt(200)
+            noise = np.asarray(samples).std(axis=0, ddof=1) / np.sqrt(60)
             distance = np.abs(np.asarray(samples).mean(axis=0) - exact)
             # beside sampling noise a finite width leaves a bias of order depth over width
             assert np.all(distance <= 5 * noise + 3 / channels * exact.max())
             errors[name, channels] = np.sqrt(np.mean((np.asarray(samples) - exact) ** 2)) / exact.max()
-    assert errors["ntk", 64] < 0.6 * errors["ntk", 8]
+    assert errors["ntk", 32] < 0.7 * errors["ntk", 8]
     # planted: the kernel of the other way of reading the last layer is far away
-    other = Convolutional((4, 5, 2), 64, 2, 4, (3, 3), "average" if pooling == "none" else "none", b_std=b_std)
+    other = Convolutional((4, 5, 2), 32, 2, 4, (3, 3), "average" if pooling == "none" else "none", b_std=b_std)
     wrong = np.asarray(analytic_ntk(other).gram(IMAGES))
     assert np.any(np.abs(np.asarray(ntk).mean(axis=0) - wrong) > 0.2 * wrong.max())
 
