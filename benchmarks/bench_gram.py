@@ -21,6 +21,7 @@ from pathlib import Path
 
 LAYERS = 3
 RIDGE = 1e-3
+TOLERANCE = 1e-4  # products in float32 cannot reach 1e-5 here, and neither does the factor in float32
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ def solve(rows: int, folder: Path) -> dict:
     kernel, x, y = problem(rows)
     k = gram(kernel, x)
     rank = rows // 8
-    results = {"rows": rows, "ridge": RIDGE, "rank": rank, "tolerance": 1e-5}
+    results = {"rows": rows, "ridge": RIDGE, "rank": rank, "tolerance": TOLERANCE}
 
     def timed(name, make):
         start, cpu = time.perf_counter(), time.process_time()
@@ -201,7 +202,7 @@ def solve(rows: int, folder: Path) -> dict:
             found = timed(
                 f"{name}_{where}",
                 lambda p=preconditioner, m=matvec: conjugate_gradients(
-                    m, y, ridge=RIDGE, preconditioner=p, tolerance=1e-5
+                    m, y, ridge=RIDGE, preconditioner=p, tolerance=TOLERANCE
                 ),
             )
             results |= {
