@@ -159,8 +159,8 @@ _half_and_mirror.defjvp(_symmetrized_jvp)
 
 
 def _symmetric(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    i = jnp.arange(matrix.shape[0])
-    return jnp.where(i[:, None] > i[None, :], matrix.T, matrix)
+    # jnp.tri and no comparison of aranges: XLA on CPU takes minutes to compile those from 1000 rows on.
+    return jnp.where(jnp.tri(matrix.shape[0], k=-1, dtype=bool), matrix.T, matrix)
 
 
 def _mirrored(matrix: Float[Array, "n n"], done: int, size: int) -> Float[Array, "n n"]:

@@ -331,6 +331,14 @@ def test_gradient_near_a_twin_agrees_with_fifty_digits():
     np.testing.assert_allclose(found, numeric, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.timeout(60)
+def test_a_symmetric_matrix_of_one_block_compiles_in_seconds():
+    kernel = analytic_ntk(FullyConnected(3, 8, 1, 1))
+    points = jax.ShapeDtypeStruct((1500, 3), jnp.float32)
+    assert jax.jit(kernel.gram).lower(points).compile() is not None
+
+
+@pytest.mark.slow
 def test_sums_products_and_multiples_are_kernels():
     first = analytic_ntk(FullyConnected(4, 1, 1, "scalar"))
     second = analytic_nngp(FullyConnected(4, 1, 2, "scalar"))
