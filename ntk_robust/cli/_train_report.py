@@ -1,7 +1,7 @@
 """What one training run looks like as a study."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -63,7 +63,7 @@ def _probed(result: TrainingResult, layers: tuple[str, ...]) -> list[Figure]:
     """What was measured every few steps."""
     steps, probes = np.asarray(result.probe_steps).tolist(), result.probes
 
-    def curve(label: str, values: Float[Array, " probings"], style: Any = "line") -> Series:
+    def curve(label: str, values: Float[Array, " probings"], style: Literal["line", "dashed"] = "line") -> Series:
         return Series(label, steps, np.asarray(values).tolist(), style=style)
 
     moved = probes["displacement"]
@@ -122,11 +122,13 @@ def _probed(result: TrainingResult, layers: tuple[str, ...]) -> list[Figure]:
 
 
 def _spectra(kernel_fn: Callable[[PyTree], Float[Array, "n n"]], params_0: PyTree, result: TrainingResult) -> Figure:
-    series = []
-    for label, params, style in (("before", params_0, "dashed"), ("after", result.params, "line")):
+    def spectrum(label: str, params: PyTree, style: Literal["line", "dashed"]) -> Series:
         eigenvalues = np.linalg.eigvalsh(np.asarray(kernel_fn(params)))[::-1]
-        positive = eigenvalues[eigenvalues > eigenvalues[0] * len(eigenvalues) * np.finfo(eigenvalues.dtype).eps]
-        series.append(Series(label, list(range(1, len(positive) + 1)), positive.tolist(), style=style))
+        rounding = eigenvalues[0] * len(eigenvalues) * np.finfo(eigenvalues.dtype).eps
+        positive = eigenvalues[eigenvalues > rounding]
+        return Series(label, list(range(1, len(positive) + 1)), positive.tolist(), style=style)
+
+    series = (spectrum("before", params_0, "dashed"), spectrum("after", result.params, "line"))
     return Figure(
         "spectra",
         "Eigenvalues of the empirical NTK",

@@ -80,7 +80,7 @@ CAPPED = (L2Ball(0.2, Box(-1.0, 0.6)),)
 @pytest.mark.parametrize(
     ("dtype", "activation", "sets", "methods"),
     [
-        pytest.param(np.float32, models.Relu(), BALLS, (IntervalBounds(), Crown()), id="float32"),
+        pytest.param(np.float32, models.Relu(), BALLS, (IntervalBounds(), Crown()), id="float32", marks=SLOW),
         pytest.param(np.float64, models.Relu(), BALLS, (IntervalBounds(), Crown()), id="float64", marks=SLOW),
         pytest.param(np.float32, models.Tanh(), CAPPED, (Zonotope(), Crown()), id="tanh, l2 and box", marks=SLOW),
     ],

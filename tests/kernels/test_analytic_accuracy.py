@@ -72,7 +72,7 @@ def largest_errors(kernel, dual, terms, dtype, angles=ANGLES):
 @pytest.mark.parametrize(
     ("activation", "depth", "b_std"),
     [
-        (Relu(), 20, 0.2),
+        pytest.param(Relu(), 20, 0.2, marks=slow),
         (LeakyRelu(0.3), 5, 0.0),
         *(
             pytest.param(activation, depth, b_std, marks=slow)

@@ -13,7 +13,7 @@ from ntk_robust.theory import CheckResult, Verdict, check_names, run_check, sele
 DOCS = Path(__file__).parents[2] / "docs" / "theory"
 SEED = 7
 QUICK_CPU_SECONDS = 60
-SLOW = {"gao2019_random_features"}
+SLOW = {"gao2019_certificate", "gao2019_random_features", "gao2019_smooth_two_layer"}
 
 
 @functools.cache
