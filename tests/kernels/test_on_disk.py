@@ -170,7 +170,7 @@ noted = 0
 def watch():
     chunks = folder / "gram.zarr"
     while True:
-        if chunks.exists() and len(os.listdir(chunks)) > 4 and any("lock" in name for name in os.listdir(chunks)):
+        if noted and chunks.exists() and any("lock" in name for name in os.listdir(chunks)):
             die()
 
 class Cut:
@@ -218,7 +218,7 @@ def _killed_run(folder, moment):
 def _assert_that_the_continued_run_has_the_same_bits(folder):
     x = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
     kernel = analytic_ntk(FullyConnected(8, 1, 3, "scalar"))
-    assert 3 <= len(_on_disk._finished(folder / "tiles_done.txt")) < 10
+    assert 1 <= len(_on_disk._finished(folder / "tiles_done.txt")) < 10
     store = gram(kernel, x, tile=300, out=folder)
     np.testing.assert_array_equal(store.read().result(), gram(kernel, x, tile=300))
 
