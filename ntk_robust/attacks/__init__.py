@@ -8,6 +8,8 @@ from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Identity
 from ntk_robust.attacks._audit import Audit, Finding
 from ntk_robust.attacks._auto_attack import AutoAttackResult, auto_attack
 from ntk_robust.attacks._batch import attack_batch
+from ntk_robust.attacks._carlini_wagner import CarliniWagner
+from ntk_robust.attacks._deep_fool import DeepFool
 from ntk_robust.attacks._evaluate import Evaluation, evaluate
 from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._fgsm import FGSM
@@ -32,6 +34,8 @@ __all__ = [
     "Audit",
     "AutoAttackResult",
     "Box",
+    "CarliniWagner",
+    "DeepFool",
     "Evaluation",
     "Finding",
     "Identity",

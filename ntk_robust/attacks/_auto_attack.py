@@ -1,7 +1,7 @@
 """AutoAttack: an ensemble of parameter-free attacks, each on the examples that the ones before have left."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
 from ntk_robust.attacks._checks import check_batch, check_targets
 from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._l2 import L2Ball
 from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
 from ntk_robust.attacks._square import Square
@@ -87,7 +88,7 @@ def _stages(num_outputs: int | None, perturbations: AbstractPerturbationSet, bud
         yield from (_Stage("apgd-t", apgd, targeted, rank) for rank in ranks)
         if has_hyperplanes:
             yield from (_Stage("fab-t", fab, _Lead(), rank) for rank in ranks)
-    if isinstance(perturbations, LinfBall):
+    if isinstance(perturbations, LinfBall | L2Ball):
         yield _Stage("square", Square(budget.num_queries, budget.image_shape), Margin())
 
 
@@ -103,6 +104,7 @@ def auto_attack(
     num_queries: int = 5000,
     num_targets: int = 9,
     image_shape: tuple[int, int, int] | None = None,
+    only: Sequence[str] | None = None,
     batch_size: int | None = None,
 ) -> AutoAttackResult:
     """Robustness of a network under the AutoAttack ensemble; examples are dropped as they fall.
@@ -110,7 +112,7 @@ def auto_attack(
     Four or more logits: APGD on the cross-entropy, APGD on the targeted DLR loss and FAB towards the `num_targets`
     likeliest wrong classes, Square. With three logits the targeted loss is the lead z_t - z_y. With two logits or a
     scalar output, where the published ensemble is not defined: APGD on the cross-entropy (logistic loss), APGD and FAB
-    on the margin, Square. Square runs for `LinfBall` only, FAB not on the sphere slice.
+    on the margin, Square. Square runs for `LinfBall` and `L2Ball`, FAB not on the sphere slice.
     `accuracy_after` names what ran.
 
     An example falls when a fresh forward pass outside the attack finds its point inside the set and classified wrongly.
@@ -126,6 +128,7 @@ def auto_attack(
         num_queries: Queries of Square.
         num_targets: Classes aimed at.
         image_shape: (height, width, channels) for Square; None for vectors.
+        only: Names of the attacks to run, such as ("apgd-t",), in the order of the ensemble; None for all.
         batch_size: Examples attacked at a time, always filled up to this size; None means all. With a smaller batch
             the examples that have fallen cost nothing.
 
@@ -133,7 +136,8 @@ def auto_attack(
         Accuracies after each attack and the points found.
 
     Raises:
-        ValueError: As `evaluate`, and for budgets that are not whole numbers ≥ 1.
+        ValueError: As `evaluate`, for budgets that are not whole numbers ≥ 1, and for an attack in `only` that is none
+            of the ensemble's.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -148,7 +152,12 @@ def auto_attack(
     check_count("num_targets", num_targets)
     num_outputs = output.shape[0] if output.shape else None
     budget = _Budget(num_steps, num_queries, num_targets, image_shape)
-    stages = list(_stages(num_outputs, perturbations, budget))
+    stages = list(enumerate(_stages(num_outputs, perturbations, budget)))
+    if only is not None:
+        names = {stage.name for _, stage in stages}
+        if not only or set(only) - names:
+            raise ValueError(f"only={list(only)}; the attacks for this network and set are {sorted(names)}")
+        stages = [(number, stage) for number, stage in stages if stage.name in only]
 
     inputs = np.asarray(xs)
     targets = np.asarray(ys, None if output.shape else output.dtype)
@@ -173,10 +182,10 @@ def auto_attack(
     everyone = np.arange(num_examples)
     is_right = np.asarray(graded_at(inputs, everyone).margins) < 0
     natural_accuracy = float(is_right.mean())
-    order = _classes_by_logit(margin, inputs, targets, batch_size) if any(stage.rank for stage in stages) else None
+    order = _classes_by_logit(margin, inputs, targets, batch_size) if any(stage.rank for _, stage in stages) else None
     x_adv = inputs.copy()
     accuracy_after: dict[str, float] = {}
-    for number, stage in enumerate(stages):
+    for number, stage in stages:
         chosen = np.flatnonzero(is_right)
         if len(chosen) > 0:
             aims = targets[chosen]

@@ -6,63 +6,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count, count_zero
+from ntk_robust.attacks._nearest import (
+    Nearest,
+    check_has_hyperplanes,
+    end_at_nearest,
+    nearer,
+    nearest_on_hyperplane,
+    no_point,
+    valid,
+)
 from ntk_robust.attacks._sets import AbstractPerturbationSet
-from ntk_robust.attacks._sphere import SphereSlice
 
 _OVERSHOOT = 1.05  # η
 _MAX_PULL = 0.1  # α_max: weight of the step from x against the step from the iterate
 _RETREAT = 0.9  # β: how much of the perturbation is kept after crossing the boundary
-_NUM_BISECTIONS = 30
-_NUM_FINAL_HALVINGS = 8
-
-
-def nearest_on_hyperplane(
-    perturbations: AbstractPerturbationSet,
-    base: Float[Array, "*dims"],
-    normal: Float[Array, "*dims"],
-    gap: Float[Array, ""],
-) -> Float[Array, "*dims"]:
-    """Valid point z with <normal, z - base> = gap that is nearest to `base` in the set's norm.
-
-    The smallest ball around `base` whose support function reaches the gap, found by bisection over its radius (in
-    closed form without a box). If the box ends before, the point of the box that comes nearest to the hyperplane.
-    """
-    towards = jnp.where(gap < 0, -normal, normal)
-    gap = jnp.abs(gap)
-
-    def reach(radius: Float[Array, ""]) -> tuple[Float[Array, "*dims"], Float[Array, ""]]:
-        point = perturbations.with_epsilon(radius).argmax_linear(base, towards)
-        return point, jnp.vdot(towards, point - base)
-
-    one = jnp.ones((), base.dtype)
-    if perturbations.box is None:
-        _, gain = reach(one)
-        return reach(jnp.where(gain > 0, gap / jnp.where(gain > 0, gain, 1), 0))[0]
-
-    down, up = perturbations.box.room(base)
-    farthest = jnp.where(towards > 0, up, jnp.where(towards < 0, down, 0))
-
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        short = reach(middle)[1] < gap
-        return jnp.where(short, middle, low), jnp.where(short, high, middle)
-
-    low, high = lax.fori_loop(0, _NUM_BISECTIONS, halve, (0 * one, perturbations.norm(farthest)))
-    (near, near_gain), (far, far_gain) = reach(low), reach(high)
-    rise = far_gain - near_gain
-    weight = jnp.clip((gap - near_gain) / jnp.where(rise > 0, rise, 1), 0, 1)
-    return jnp.where(jnp.isfinite(gap), near + weight * (far - near), base)
 
 
 class _State(NamedTuple):
     point: Float[Array, "*dims"]
-    closest: Float[Array, "*dims"]
-    smallest_norm: Float[Array, ""]
-    is_found: Bool[Array, ""]
+    nearest: Nearest
     zero_gradients: Int[Array, ""]
 
 
@@ -105,20 +70,7 @@ class FAB(AbstractAttack):
     ) -> AttackResult:
         """Nearest adversarial point if it is in the set; see `AbstractAttack`."""
         del key
-        if isinstance(perturbations, SphereSlice):
-            raise ValueError("FAB projects on hyperplanes, which leave the sphere slice; use APGD or PGD there")
-
-        def valid(point: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-            return point if perturbations.box is None else perturbations.box.clip(point)
-
-        def keep_closest(state: _State, point: Float[Array, "*dims"], value: Float[Array, ""]) -> _State:
-            norm = perturbations.norm(point - x)
-            closer = (value > 0) & (norm < state.smallest_norm)
-            return state._replace(
-                closest=jnp.where(closer, point, state.closest),
-                smallest_norm=jnp.where(closer, norm, state.smallest_norm),
-                is_found=state.is_found | (value > 0),
-            )
+        check_has_hyperplanes("FAB", perturbations)
 
         def step(state: _State, _: None) -> tuple[_State, None]:
             point = state.point
@@ -130,36 +82,21 @@ class FAB(AbstractAttack):
             total = lengths[0] + lengths[1]
             pull = jnp.minimum(lengths[0] / jnp.where(total > 0, total, 1), _MAX_PULL)
             moved = (1 - pull) * (point + _OVERSHOOT * from_point) + pull * (x + _OVERSHOOT * from_x)
-            moved = valid(moved)
+            moved = valid(perturbations, moved)
             moved_value = objective(moved)
-            state = keep_closest(state, moved, moved_value)
-            retreated = x + _RETREAT * (moved - x)
-            return state._replace(
-                point=jnp.where(moved_value > 0, retreated, moved),
+            return _State(
+                point=jnp.where(moved_value > 0, x + _RETREAT * (moved - x), moved),
+                nearest=nearer(state.nearest, perturbations, x, moved, moved_value),
                 zero_gradients=state.zero_gradients + count_zero(gradient),
             ), None
 
-        def halve(_: Array, state: _State) -> _State:
-            # `point` is the end of the segment that is not known to be adversarial.
-            middle = (state.point + state.closest) / 2
-            value = objective(middle)
-            return keep_closest(state, middle, value)._replace(point=jnp.where(value > 0, state.point, middle))
-
-        start_value = objective(x)
-        infinity = jnp.asarray(jnp.inf, x.dtype)
-        state = _State(x, x, infinity, jnp.asarray(False), jnp.zeros((), jnp.int32))
-        state = keep_closest(state, x, start_value)
+        state = _State(x, no_point(x), jnp.zeros((), jnp.int32))
         state, _ = lax.scan(step, state, length=self.num_steps)
-        last = state.point
-        state = lax.fori_loop(0, _NUM_FINAL_HALVINGS, halve, state._replace(point=x))
-        end = perturbations.project(x, jnp.where(state.is_found, state.closest, last))
-        end_value = objective(end)
-        # The first point of all may be x; and rounding in `project` must not lose a point that was inside.
-        improved = end_value > start_value
-        value = jnp.where(improved, end_value, start_value)
-        return AttackResult(
-            x_adv=jnp.where(improved, end, x),
-            value=value,
-            values=jnp.stack([start_value, value]),
+        return end_at_nearest(
+            objective,
+            x,
+            perturbations,
+            nearest=state.nearest,
+            last=state.point,
             zero_gradients=state.zero_gradients,
         )

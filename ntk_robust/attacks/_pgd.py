@@ -1,5 +1,6 @@
 """Projected gradient ascent."""
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ class _State(NamedTuple):
     point: Float[Array, "*dims"]
     best_point: Float[Array, "*dims"]
     best_value: Float[Array, ""]
+    velocity: Float[Array, "*dims"] | None
     zero_gradients: Int[Array, ""]
 
 
@@ -31,21 +33,26 @@ class PGD(AbstractAttack):
         num_steps: Number of gradients taken, T ≥ 1; the objective is evaluated T + 1 times.
         relative_step: α, the step length as a fraction of ε.
         random_start: Start at a random point of the set instead of x. The clean x is then not among the candidates.
+        momentum: μ ≥ 0; 0 is plain PGD.
 
     Raises:
-        ValueError: If `num_steps` is not a whole number ≥ 1 or `relative_step` is not positive.
+        ValueError: If `num_steps` is not a whole number ≥ 1, `relative_step` is not positive or `momentum` is negative.
 
     References:
         Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
+        Dong et al., Boosting adversarial attacks with momentum, 2018 (algorithm 1).
     """
 
     num_steps: int = eqx.field(default=40, static=True)
     relative_step: Float[Array, ""] = eqx.field(default=0.1, converter=as_numbers)
     random_start: bool = eqx.field(default=True, static=True)
+    momentum: float = eqx.field(default=0.0, static=True)
 
     def __check_init__(self) -> None:
         check_count("num_steps", self.num_steps)
         check_positive("relative_step", self.relative_step)
+        if not 0 <= self.momentum < math.inf:
+            raise ValueError(f"momentum={self.momentum}; give a finite number of at least 0")
 
     def __call__(
         self,
@@ -61,7 +68,12 @@ class PGD(AbstractAttack):
         def step(state: _State, _: None) -> tuple[_State, Float[Array, ""]]:
             value, gradient = jax.value_and_grad(objective)(state.point)
             state = keep_best(state, value)
-            point = perturbations.project(x, state.point + length * perturbations.ascent(gradient))
+            direction = gradient
+            if state.velocity is not None:
+                size = jnp.sum(jnp.abs(gradient))
+                direction = self.momentum * state.velocity + gradient / jnp.where(size > 0, size, 1)
+                state = state._replace(velocity=direction)
+            point = perturbations.project(x, state.point + length * perturbations.ascent(direction))
             state = state._replace(point=point, zero_gradients=state.zero_gradients + count_zero(gradient))
             return state, state.best_value
 
@@ -74,7 +86,11 @@ class PGD(AbstractAttack):
 
         start = perturbations.sample(x, key=key) if self.random_start else x
         state = _State(
-            start, start, jnp.asarray(-jnp.inf, jax.eval_shape(objective, x).dtype), jnp.zeros((), jnp.int32)
+            point=start,
+            best_point=start,
+            best_value=jnp.asarray(-jnp.inf, jax.eval_shape(objective, x).dtype),
+            velocity=jnp.zeros_like(x) if self.momentum > 0 else None,
+            zero_gradients=jnp.zeros((), jnp.int32),
         )
         state, values = lax.scan(step, state, length=self.num_steps)
         state = keep_best(state, objective(state.point))

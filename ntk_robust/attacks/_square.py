@@ -1,9 +1,10 @@
-"""Square attack: random search for l∞ perturbations made of squares, without gradients."""
+"""Square attack: random search for perturbations made of squares, without gradients."""
 
 import math
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -11,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count
+from ntk_robust.attacks._l2 import L2Ball
 from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
+from ntk_robust.attacks._square_moves import moves
 
 # Queries out of 10,000 after which the area of the squares halves, as published.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -28,15 +31,17 @@ def square_sides(num_queries: int, height: int, width: int, initial_fraction: fl
 
 class _Best(NamedTuple):
     delta: Float[Array, "height width channels"]
+    point: Float[Array, "*dims"]
     value: Float[Array, ""]
 
 
 class Square(AbstractAttack):
-    """Square attack of Andriushchenko et al. for the l∞ ball: needs values of the objective only.
+    """Square attack of Andriushchenko et al. for the l∞ and the l2 ball: needs values of the objective only.
 
-    It starts from random vertical stripes of ±ε. Each query gives one random square of the perturbation one random
-    sign per channel, and keeps the change if the objective grows. A strong sign of gradient masking is that it beats an
-    attack with gradients.
+    For l∞ it starts from random vertical stripes of ±ε, and each query gives one random square of the perturbation one
+    random sign per channel. For l2 it starts from tiles, and each query adds a bump in one random square and erases
+    another one, so that the norm stays ε. A change is kept if the objective grows. A strong sign of gradient masking is
+    that this beats an attack with gradients.
 
     Attributes:
         num_queries: Values of the objective taken after the start.
@@ -45,11 +50,12 @@ class Square(AbstractAttack):
         initial_fraction: Part of the image that the first squares cover.
 
     Raises:
-        ValueError: If a setting is impossible, if the set is not a `LinfBall`, or if `image_shape` does not fit.
+        ValueError: If a setting is impossible, if the set is neither `LinfBall` nor `L2Ball`, or if `image_shape` does
+            not fit.
 
     References:
         Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via random search, 2020,
-        algorithm 2; the schedule of section 3.2 stretched to `num_queries`.
+        algorithms 2 and 3; the schedule of section 3.2 stretched to `num_queries`.
     """
 
     num_queries: int = eqx.field(default=5000, static=True)
@@ -70,46 +76,35 @@ class Square(AbstractAttack):
         key: PRNGKeyArray,
     ) -> AttackResult:
         """Best point seen; see `AbstractAttack`."""
-        if not isinstance(perturbations, LinfBall):
-            raise ValueError(f"Square is made for LinfBall, got {type(perturbations).__name__}; use APGD or PGD there")
-        height, width, channels = shape = self.image_shape or (1, x.size, 1)
+        if not isinstance(perturbations, LinfBall | L2Ball):
+            name = type(perturbations).__name__
+            raise ValueError(f"Square is made for LinfBall and L2Ball, got {name}; use APGD or PGD there")
+        shape = self.image_shape or (1, x.size, 1)
         if math.prod(shape) != x.size:
             raise ValueError(f"image_shape={shape} holds {math.prod(shape)} coordinates, the example has {x.size}")
-        epsilon = perturbations.epsilon.astype(x.dtype)
-        rows, columns = (
-            jnp.arange(height, dtype=jnp.int32)[:, None, None],
-            jnp.arange(width, dtype=jnp.int32)[None, :, None],
-        )
+        sides = square_sides(self.num_queries, *shape[:2], self.initial_fraction)
+        norm = "linf" if isinstance(perturbations, LinfBall) else "l2"
+        search = moves(norm, shape, perturbations.epsilon.astype(x.dtype), sides)
         start_key, search_key = jr.split(key)
 
-        def point_at(delta: Float[Array, "height width channels"]) -> Float[Array, "*dims"]:
-            return perturbations.project(x, x + delta.reshape(x.shape))
-
-        def value_at(delta: Float[Array, "height width channels"]) -> Float[Array, ""]:
-            value = objective(point_at(delta))
-            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+        def look(delta: Float[Array, "height width channels"]) -> _Best:
+            point = perturbations.project(x, x + delta.reshape(x.shape))
+            value = objective(point)
+            # The box may have cut the perturbation: l2 moves spend elsewhere what it left.
+            return _Best((point - x).reshape(shape), point, jnp.where(jnp.isnan(value), -jnp.inf, value))
 
         def query(best: _Best, inputs: tuple[Int[Array, ""], PRNGKeyArray]) -> tuple[_Best, Float[Array, ""]]:
-            side, query_key = inputs
-            draws = jr.uniform(query_key, (2 + channels,), x.dtype)
-            tall, wide = jnp.minimum(side, height), jnp.minimum(side, width)
-            top = jnp.floor(draws[0] * (height + 1 - tall).astype(x.dtype)).astype(jnp.int32)
-            left = jnp.floor(draws[1] * (width + 1 - wide).astype(x.dtype)).astype(jnp.int32)
-            in_square = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
-            signs = jnp.where(draws[2:] < 0.5, -1, 1).astype(x.dtype)
-            delta = jnp.where(in_square, epsilon * signs[None, None, :], best.delta)
-            value = value_at(delta)
-            improved = value > best.value
-            best = _Best(jnp.where(improved, delta, best.delta), jnp.where(improved, value, best.value))
+            number, query_key = inputs
+            new = look(search.change(best.delta, number, key=query_key))
+            improved = new.value > best.value
+            best = jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, best)
             return best, best.value
 
-        stripes = epsilon * jr.rademacher(start_key, (1, width, channels), x.dtype)
-        delta = jnp.broadcast_to(stripes, shape)
-        start = _Best(delta, value_at(delta))
-        sides = jnp.asarray(square_sides(self.num_queries, height, width, self.initial_fraction))
-        best, values = lax.scan(query, start, (sides, jr.split(search_key, self.num_queries)))
+        start = look(search.start(key=start_key))
+        numbers = jnp.arange(self.num_queries, dtype=jnp.int32)
+        best, values = lax.scan(query, start, (numbers, jr.split(search_key, self.num_queries)))
         return AttackResult(
-            x_adv=point_at(best.delta),
+            x_adv=best.point,
             value=best.value,
             values=jnp.concatenate([start.value[None], values]),
             zero_gradients=jnp.zeros((), jnp.int32),

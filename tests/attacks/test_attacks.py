@@ -13,6 +13,8 @@ from ntk_robust.attacks import (
     FGSM,
     PGD,
     Box,
+    CarliniWagner,
+    DeepFool,
     Identity,
     L1Ball,
     L2Ball,
@@ -39,7 +41,13 @@ ATTACKS = {
     "apgd": APGD(6),
     "square": Square(10),
     "fab": FAB(4),
+    "pgd-momentum": PGD(5, 0.3, momentum=0.9),
+    "deep-fool": DeepFool(4),
+    "carlini-wagner": CarliniWagner(5, 2),
 }
+REFUSED = {("fab", "sphere"), ("deep-fool", "sphere")}  # by tests of their own
+REFUSED |= {("square", name) for name in ("l1-box", "sphere")}
+REFUSED |= {("carlini-wagner", name) for name in ("linf-box", "l1-box", "sphere")}
 NUM = 6
 DIM = 5
 
@@ -65,9 +73,11 @@ def pairs():
     """All attacks on all sets; what other pairs cover is marked slow, since each pair compiles its own program."""
     for attack_name in ATTACKS:
         for set_name in SETS:
-            if (attack_name, set_name) == ("fab", "sphere") or (attack_name == "square" and set_name != "linf-box"):
-                continue  # refused, by a test of their own
-            is_quick = (set_name == "linf-box" and attack_name != "fgsm-random") or attack_name == "restarts"
+            if (attack_name, set_name) in REFUSED:
+                continue
+            is_quick = set_name == "linf-box" and attack_name in {"fgsm", "pgd", "apgd", "fab", "pgd-momentum"}
+            is_quick |= set_name == "l2-box" and attack_name in {"square", "carlini-wagner", "deep-fool"}
+            is_quick |= attack_name == "restarts" and set_name in {"l1-box", "sphere"}
             yield pytest.param(attack_name, set_name, marks=() if is_quick else pytest.mark.slow)
 
 
@@ -149,6 +159,23 @@ def test_pgd_finds_the_trust_region_optimum_of_a_quadratic_in_the_l2_ball(key):
         assert optimum - 2e-2 * abs(optimum) <= value <= optimum + 1e-9
 
 
+def test_momentum_follows_its_slow_twin(key):
+    def ridge(x, y):  # climbs slowly along the first axis, with a steep roof across it
+        return y * x[0] - 10 * jnp.abs(x[1])
+
+    xs, ys = jnp.asarray([[0.5, 0.52]]), jnp.ones(1)
+    found = attack_batch(PGD(12, 0.1, False, momentum=1.0), ridge, xs, ys, L2Ball(0.3, BOX), key=key)
+    point, velocity, best = np.asarray(xs[0]), np.zeros(2), -np.inf
+    for _ in range(13):
+        best = max(best, point[0] - 10 * abs(point[1]))
+        gradient = np.asarray([1.0, -10 * np.sign(point[1])])
+        velocity = velocity + gradient / np.abs(gradient).sum()
+        point = point + 0.03 * velocity / np.linalg.norm(velocity)
+        delta = point - np.asarray(xs[0])
+        point = np.clip(np.asarray(xs[0]) + delta * min(1, 0.3 / np.linalg.norm(delta)), 0, 1)
+    assert float(found.value[0]) == pytest.approx(best, abs=1e-12)
+
+
 def test_where_the_gradient_is_zero_an_attack_stays_and_says_so(key):
     xs, ys = batch()
     for attack, num_gradients in ((FGSM(), 1), (PGD(4, 0.5, random_start=False), 4)):
@@ -205,7 +232,12 @@ def test_new_radii_steps_keys_and_inputs_do_not_compile_again(key):
         (lambda: PGD(0), "num_steps=0"),
         (lambda: PGD(3, 0.0), "relative_step=0.0"),
         (lambda: PGD(3, float("nan")), "relative_step=nan"),
+        (lambda: PGD(3, momentum=-0.1), "momentum=-0.1"),
         (lambda: Restarts(FGSM(), 0), "num_restarts=0"),
+        (lambda: DeepFool(0), "num_steps=0"),
+        (lambda: CarliniWagner(num_searches=0), "num_searches=0"),
+        (lambda: CarliniWagner(learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: CarliniWagner(first_penalty=-1.0), "first_penalty=-1.0"),
     ],
 )
 def test_impossible_settings_are_refused_with_their_value(make, message):

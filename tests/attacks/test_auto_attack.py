@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.attacks import Box, L2Ball, LinfBall, auto_attack
+from ntk_robust.attacks import Box, L1Ball, LinfBall, auto_attack
 
 BUDGET = {"num_steps": 8, "num_queries": 20, "num_targets": 2}
 
@@ -51,10 +51,11 @@ def test_a_scalar_network_is_attacked_although_it_has_no_second_class(key):
     weights = jr.normal(key, (6,))
     xs = jr.normal(jr.fold_in(key, 1), (30, 6))
     ys = jnp.sign(xs @ weights)
-    found = auto_attack(jnp.vdot, weights, xs, ys, perturbations=L2Ball(0.3), key=key, **BUDGET)
-    expected = np.abs(np.asarray(xs @ weights)) > 0.3 * np.linalg.norm(weights)
+    radii = jnp.linspace(0.0, 2.0, 30)  # one for each example
+    found = auto_attack(jnp.vdot, weights, xs, ys, perturbations=L1Ball(radii), key=key, **BUDGET)
+    expected = np.abs(np.asarray(xs @ weights)) > np.asarray(radii) * np.abs(weights).max()
     np.testing.assert_array_equal(found.is_right, expected)
-    assert list(found.accuracy_after) == ["apgd-ce", "apgd-margin", "fab"]  # Square is for l∞
+    assert list(found.accuracy_after) == ["apgd-ce", "apgd-margin", "fab"]  # Square is for l∞ and l2
 
 
 @pytest.mark.slow
@@ -78,5 +79,7 @@ def test_budgets_and_labels_that_do_not_fit_give_one_clear_error(key):
         auto_attack(
             linear_network, weights, xs, jnp.asarray([0, 1]), perturbations=LinfBall(0.2), key=key, num_targets=0
         )
+    with pytest.raises(ValueError, match=r"only=\['cw'\]; the attacks for this network and set are \['apgd-ce'"):
+        auto_attack(linear_network, weights, xs, jnp.asarray([0, 1]), perturbations=LinfBall(0.2), key=key, only=["cw"])
     with pytest.raises(ValueError, match="labels run from 0 to 3"):
         auto_attack(linear_network, weights, xs, jnp.asarray([0, 3]), perturbations=LinfBall(0.2), key=key)

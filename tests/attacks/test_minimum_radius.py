@@ -29,6 +29,20 @@ def test_the_minimum_radius_of_a_linear_network_is_its_distance_to_the_plane(mak
     assert (outputs[within] <= 1e-12).all()
 
 
+def test_each_example_may_have_its_own_largest_radius(key):
+    weights = jr.normal(key, (5,))
+    xs = jr.normal(jr.fold_in(key, 1), (12, 5))
+    largest = jnp.linspace(0.05, 0.6, 12)
+    found = minimum_radius(
+        jnp.vdot, weights, xs, jnp.sign(xs @ weights), attack=FGSM(), perturbations=L2Ball(largest), loss=Logistic(),
+        key=key, num_halvings=14, batch_size=5,
+    )  # fmt: skip
+    expected = np.abs(np.asarray(xs @ weights)) / np.linalg.norm(weights)
+    expected = np.where(expected < np.asarray(largest), expected, np.inf)
+    assert 0 < np.isinf(expected).sum() < 12
+    np.testing.assert_allclose(found.radius, expected, rtol=0, atol=1e-4)
+
+
 def test_points_made_for_one_linear_network_fool_another_by_the_angle_between_them(key):
     source, other = jr.normal(key, (2, 5))
     xs = jr.normal(jr.fold_in(key, 1), (40, 5))

@@ -6,8 +6,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.attacks import PGD, Box, L2Ball, LinfBall, Square, attack_batch
+from ntk_robust.attacks import PGD, Box, L1Ball, L2Ball, LinfBall, Square, attack_batch
 from ntk_robust.attacks._square import square_sides
+from ntk_robust.attacks._square_moves import moves, pyramid
 
 BOX = Box(0.0, 1.0)
 
@@ -46,12 +47,58 @@ def test_intervals_replace_squares_in_a_vector(key):
     np.testing.assert_allclose(found.value, np.sum(np.abs(directions) / 4 + directions / 2, axis=1), rtol=1e-12)
 
 
+def test_a_pyramid_is_the_sum_of_nested_rectangles():
+    for tall, wide in ((5, 5), (7, 7), (1, 9), (4, 4)):
+        expected = []
+        turned = tall == 1
+        for rows in ((wide if turned else tall) // 2, -(-(wide if turned else tall) // 2)):
+            half, columns = np.zeros((rows, tall if turned else wide)), tall if turned else wide
+            for k in range(max(rows // 2 + 1, columns // 2 + 1)):
+                middle = rows // 2, columns // 2
+                inside = tuple(slice(max(m - k, 0), m + k + 1) for m in middle)
+                half[inside] += 1 / (k + 1) ** 2
+            expected.append(half / np.linalg.norm(half))
+        array = np.concatenate([expected[0], -expected[1]]) / 2**0.5
+        np.testing.assert_allclose(pyramid(tall, wide), array.T if turned else array, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 2), (1, 11, 1)])
+def test_moves_in_the_l2_ball_spend_the_whole_radius_and_change_two_windows(shape, key):
+    sides = square_sides(40, *shape[:2], 0.5)
+    search = moves("l2", shape, jnp.asarray(0.7), sides)
+    delta = search.start(key=key)
+    change = jax.jit(lambda delta, number, key: search.change(delta, number, key=key))
+    for number in range(40):
+        assert float(jnp.linalg.norm(delta)) == pytest.approx(0.7, rel=1e-12)
+        new = change(delta, jnp.asarray(number, jnp.int32), jr.fold_in(key, number))
+        # Away from both windows only the scale may change; there are at most two windows.
+        ratio = np.asarray(new) / np.where(np.asarray(delta) == 0, np.nan, np.asarray(delta))
+        values, counts = np.unique(np.round(ratio[np.isfinite(ratio)], 9), return_counts=True)
+        side = int(search.sides[int(search.levels[number])])
+        window = min(side, shape[0]) * min(side, shape[1]) * shape[2]
+        assert counts.max() >= np.isfinite(ratio).sum() - 2 * window, (values, counts)
+        delta = new
+
+
+def test_square_climbs_in_the_l2_ball_faster_than_random_points_and_never_above_the_optimum(key):
+    xs, directions = jnp.full((3, 64), 0.5), jr.normal(key, (3, 64))
+    sets = L2Ball(0.3, BOX)
+    found = attack_batch(Square(400, (8, 8, 1)), jnp.vdot, xs, directions, sets, key=key)
+    optimum = 0.3 * np.linalg.norm(directions, axis=1)
+    gains = np.asarray(found.value) - np.asarray(directions.sum(axis=1) / 2)
+    points = jr.normal(jr.fold_in(key, 1), (401, 64))
+    random = 0.3 * np.asarray(directions @ points.T / jnp.linalg.norm(points, axis=1)[None, :]).max(axis=1)
+    assert (gains <= optimum + 1e-12).all()
+    assert gains.mean() > random.mean() + 0.1 * optimum.mean()
+    assert bool(jax.vmap(sets.contains)(xs, found.x_adv).all())
+
+
 def test_settings_that_do_not_fit_give_one_clear_error(key):
     xs, ys = jnp.full((2, 9), 0.5), jnp.ones((2, 9))
     with pytest.raises(ValueError, match=r"\(2, 2, 1\) holds 4 coordinates, the example has 9"):
         attack_batch(Square(10, (2, 2, 1)), stepped, xs, ys, LinfBall(0.1), key=key)
-    with pytest.raises(ValueError, match="Square is made for LinfBall, got L2Ball"):
-        attack_batch(Square(10), stepped, xs, ys, L2Ball(0.1), key=key)
+    with pytest.raises(ValueError, match="Square is made for LinfBall and L2Ball, got L1Ball"):
+        attack_batch(Square(10), stepped, xs, ys, L1Ball(0.1), key=key)
     with pytest.raises(ValueError, match="num_queries=0"):
         Square(0)
     with pytest.raises(ValueError, match=r"initial_fraction=1\.5"):
