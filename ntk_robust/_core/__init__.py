@@ -1,5 +1,6 @@
 """What every package stands on: files, progress, provenance, records, statistics, tiles."""
 
+from ntk_robust._core._convolutions import with_fast_convolutions
 from ntk_robust._core._files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from ntk_robust._core._jsonable import to_jsonable
 from ntk_robust._core._progress import AbstractProgress, ProgressTask, SilentProgress
@@ -22,6 +23,7 @@ __all__ = [
     "slope_fit",
     "tiles",
     "to_jsonable",
+    "with_fast_convolutions",
     "write_bytes_atomically",
     "write_json_atomically",
     "write_text_atomically",

@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
+from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
 from ntk_robust.training._layers import layers
 from ntk_robust.training._methods import AbstractMethod, Batch, Problem
@@ -285,7 +286,10 @@ def _start(numbers: tuple[Any, ...], params: PyTree, static: Static) -> Carry:
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="carry")
 def _advance(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array, static: Static) -> Carry:
-    return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
+    def turns(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array) -> Carry:
+        return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
+
+    return with_fast_convolutions(turns)(numbers, carry, begin, end)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "axes"))
@@ -297,10 +301,13 @@ def _start_together(numbers: tuple[Any, ...], params: PyTree, static: Static, ax
 def _advance_together(
     numbers: tuple[Any, ...], carry: Carry, bounds: tuple[Array, Array], static: Static, axes: tuple[int | None, ...]
 ) -> Carry:
-    def advance_one(numbers: tuple[Any, ...], carry: Carry) -> Carry:
-        return lax.fori_loop(*bounds, _plain(join(numbers, static).turn), carry)
+    def turns(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array) -> Carry:
+        def advance_one(numbers: tuple[Any, ...], carry: Carry) -> Carry:
+            return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
 
-    return jax.vmap(advance_one, (axes, 0))(numbers, carry)
+        return jax.vmap(advance_one, (axes, 0))(numbers, carry)
+
+    return with_fast_convolutions(turns)(numbers, carry, *bounds)
 
 
 def _stacked(programs: Sequence[Program]) -> tuple[tuple[Any, ...], tuple[int | None, ...], Static]:
