@@ -63,6 +63,33 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class Study:
+    """Run studies of training and kernels on real images by the beginning of their names, and write a report.
+
+    Attributes:
+        patterns: Beginnings of names, for example lazy; all studies where none is given.
+        profile: "quick" takes about a minute a study on two CPU cores; "full" takes as long as it needs.
+        list_names: Print the names, one a line, and run nothing.
+        out: Folder of the report: index.html, results.json and run.json. It is written after every finished study.
+        seed: Seeds everything that is random.
+        data: Data set. All but digits are read from the data directory.
+        data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
+        train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
+        dtype: Precision of weights and data.
+    """
+
+    patterns: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN ...")] = ()
+    profile: Profile = "quick"
+    list_names: Annotated[bool, tyro.conf.arg(name="list")] = False
+    out: Path = Path("study")
+    seed: int = 0
+    data: DataName = "digits"
+    data_dir: Path | None = None
+    train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
+    dtype: DtypeName = "float64"
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """Train a fully connected network adversarially and measure how far its weights and its kernel move.
 
@@ -193,6 +220,7 @@ class Doctor:
 Command: TypeAlias = (
     Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Kernel, tyro.conf.subcommand("kernel")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
@@ -204,7 +232,7 @@ DESCRIPTION = (
 )
 
 
-def parse(arguments: list[str] | None = None) -> Reproduce | Check | Train | Kernel | Doctor:
+def parse(arguments: list[str] | None = None) -> Reproduce | Check | Study | Train | Kernel | Doctor:
     """The command that the arguments (those of the process where None) ask for.
 
     Raises:

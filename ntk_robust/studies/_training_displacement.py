@@ -2,20 +2,14 @@
 
 from typing import Literal, NamedTuple
 
-import equinox as eqx
 import jax.random as jr
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key
 
 from ntk_robust._core import AbstractProgress, Figure, Series, SilentProgress, SlopeFit, Table, slope_fit
-from ntk_robust.attacks import PGD, AbstractAttack, Box, Identity, LinfBall, evaluate
 from ntk_robust.data import Dataset, subset
-from ntk_robust.kernels import empirical_ntk
-from ntk_robust.losses import CrossEntropy
-from ntk_robust.models import FullyConnected
+from ntk_robust.studies._runs import EPSILON, MODES, PROCEDURE, Run, banded, by_name
 from ntk_robust.studies._study import SLOPE_COLUMNS, Study, slope_row
-from ntk_robust.training import DisplacementProbe, KernelDriftProbe, fit
 
 
 class _Size(NamedTuple):
@@ -33,11 +27,6 @@ _SIZES = {
         widths=(64, 128, 256, 512, 1024, 2048), num_seeds=6, num_train=500, num_test=300, num_kernel=50, num_steps=400
     ),
 }
-
-_EPSILON = 0.1
-_LEARNING_RATE = 0.3
-_MOMENTUM = 0.9
-_DEPTH = 2
 
 # What is known about the exponents in NTK parameterization with two hidden layers: the weights move by a width-free
 # distance, of weights whose norm grows like the width; the kernel's change is at most of order -1/2 (Jacot et al. 2018,
@@ -81,98 +70,23 @@ def training_displacement(
     sizes = _SIZES[size]
     data_key, run_key = jr.split(key)
     data = subset(dataset, sizes.num_train, sizes.num_test, key=data_key)
-    attack = PGD(num_steps=4, relative_step=0.5)
-    modes = {"natural": Identity(), "adversarial": attack}
-    optimizer = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
-    measured = {mode: {name: [] for name in (*_QUANTITIES, *_RESULTS)} for mode in modes}
-    runs = len(sizes.widths) * sizes.num_seeds * len(modes)
+    names = (*_QUANTITIES, *_RESULTS)
+    arrays = {mode: {name: np.zeros((sizes.num_seeds, len(sizes.widths))) for name in names} for mode in MODES}
+    runs = len(sizes.widths) * sizes.num_seeds * len(MODES)
     with (progress or SilentProgress()).task("training displacement", runs) as task:
-        for width in sizes.widths:
-            for mode, training_attack in modes.items():
+        for column, width in enumerate(sizes.widths):
+            for mode, attack in MODES.items():
                 rows = []
                 for seed in range(sizes.num_seeds):
                     # Both kinds of training start from the same networks.
-                    key = jr.fold_in(jr.fold_in(run_key, width), seed)
-                    run = _Run(data, sizes, width, training_attack, attack, optimizer)
-                    rows.append(run.measure(key))
-                    task.advance(1, width=float(width), adversarial_accuracy=rows[-1]["adversarial_accuracy"])
-                for name, columns in measured[mode].items():
-                    columns.append([row[name] for row in rows])
-    arrays = {mode: {name: np.array(c).T for name, c in columns.items()} for mode, columns in measured.items()}
+                    run = Run(data, width, sizes.num_steps, sizes.num_kernel, attack)
+                    rows.append(run.measure(jr.fold_in(jr.fold_in(run_key, width), seed)))
+                    accuracy = rows[-1].numbers["adversarial_accuracy"]
+                    task.advance(1, width=float(width), adversarial_accuracy=accuracy)
+                found = by_name(rows)
+                for name in names:
+                    arrays[mode][name][:, column] = found[name]
     return _write_up(data, sizes, arrays)
-
-
-class _Run(NamedTuple):
-    """What one run trains and how it is attacked."""
-
-    data: Dataset
-    sizes: _Size
-    width: int
-    training_attack: AbstractAttack
-    attack: AbstractAttack
-    optimizer: optax.GradientTransformation
-
-    def measure(self, key: Key[Array, ""]) -> dict[str, float]:
-        """Trains one network and evaluates it on the test examples."""
-        init_key, fit_key, evaluation_key = jr.split(key, 3)
-        data, perturbations = self.data, LinfBall(_EPSILON, box=Box(*self.data.box))
-        network = FullyConnected(
-            input_dim=data.input_dim, width=self.width, num_hidden_layers=_DEPTH, num_outputs=data.num_classes
-        )
-        kernel_fn = _TangentKernel(network, data.x_train[: self.sizes.num_kernel])
-        params_0, gram_0 = _initialize(kernel_fn, init_key)
-        result = fit(
-            network.apply,
-            params_0,
-            data.x_train,
-            data.y_train,
-            loss=CrossEntropy(),
-            attack=self.training_attack,
-            perturbations=perturbations,
-            optimizer=self.optimizer,
-            num_steps=self.sizes.num_steps,
-            probes={
-                "movement": DisplacementProbe(params_0),
-                "kernel": KernelDriftProbe(kernel_fn, gram_0),
-            },
-            probe_every=self.sizes.num_steps,
-            throw=True,
-            key=fit_key,
-        )
-        evaluation = evaluate(
-            network.apply,
-            result.params,
-            data.x_test,
-            data.y_test,
-            attack=self.attack,
-            perturbations=perturbations,
-            loss=CrossEntropy(),
-            key=evaluation_key,
-        )
-        return {
-            "displacement": float(result.probes["movement"]["total"][-1]),
-            "relative_displacement": float(result.probes["movement"]["total_relative"][-1]),
-            "kernel_drift": float(result.probes["kernel"]["kernel_drift"][-1]),
-            "surrogate_loss": float(result.history["surrogate_loss"][-1]),
-            "natural_accuracy": float(evaluation.natural_accuracy),
-            "adversarial_accuracy": float(evaluation.adversarial_accuracy),
-        }
-
-
-class _TangentKernel(eqx.Module):
-    """The empirical NTK on fixed points: an object of numbers, so that seeds share compiled programs."""
-
-    network: FullyConnected
-    points: Float[Array, "n d"]
-
-    def __call__(self, params: PyTree) -> Float[Array, "n n"]:
-        return empirical_ntk(self.network.apply, params, self.points)
-
-
-@eqx.filter_jit
-def _initialize(kernel_fn: _TangentKernel, key: Key[Array, ""]) -> tuple[PyTree, Float[Array, "n n"]]:
-    params = kernel_fn.network.init(key=key, dtype=kernel_fn.points.dtype)
-    return params, kernel_fn(params)
 
 
 def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndarray]]) -> Study:
@@ -184,7 +98,7 @@ def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndar
             fitted = slope_fit(np.array(widths), arrays[name])
             slopes.append(slope_row(label, mode, fitted, expected))
             sentences.append(f"{name.replace('_', ' ')}, {mode}: {_interval(fitted)}")
-            series.append(_banded(mode, widths, arrays[name]))
+            series.append(banded(mode, widths, arrays[name]))
             series.append(Series(f"{mode}, fit", widths, fitted.predict(np.array(widths)).tolist(), style="dashed"))
         figures.append(
             Figure(
@@ -205,7 +119,7 @@ def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndar
             x_label="width",
             y_label="fraction classified right",
             series=[
-                _banded(f"{mode} training, {name.replace('_', ' ')}", widths, arrays[name])
+                banded(f"{mode} training, {name.replace('_', ' ')}", widths, arrays[name])
                 for mode, arrays in measured.items()
                 for name in ("natural_accuracy", "adversarial_accuracy")
             ],
@@ -223,10 +137,9 @@ def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndar
         name="training_displacement",
         title="How far training moves weights and kernel, against width",
         text=(
-            f"Full-batch gradient descent, {sizes.num_steps} steps at learning rate {_LEARNING_RATE} with "
-            f"momentum {_MOMENTUM}, on the cross-entropy of ReLU networks with {_DEPTH} hidden layers in NTK "
-            f"parameterization, on {sizes.num_train} examples of {data.name}: natural, and adversarial with PGD "
-            f"in the l∞ ball of radius {_EPSILON}; {sizes.num_seeds} networks per width. Fitted exponents of "
+            f"{PROCEDURE}, {sizes.num_steps} steps "
+            f"on {sizes.num_train} examples of {data.name}: natural, and adversarial with PGD "
+            f"in the l∞ ball of radius {EPSILON}; {sizes.num_seeds} networks per width. Fitted exponents of "
             f"the width, with 95 % intervals over seeds: {'; '.join(sentences)}. Near the kernel regime the "
             "weights move by a distance free of width, so that the relative displacement falls like the "
             "inverse norm of the weights, and the kernel's change vanishes."
@@ -242,12 +155,6 @@ def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndar
                 "Accuracies on test examples; the surrogate loss is that of the last step under the training attack.",
             ),
         ),
-    )
-
-
-def _banded(label: str, widths: list[float], by_seed: np.ndarray) -> Series:
-    return Series(
-        label, widths, by_seed.mean(axis=0).tolist(), by_seed.min(axis=0).tolist(), by_seed.max(axis=0).tolist()
     )
 
 

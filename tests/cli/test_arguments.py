@@ -9,7 +9,12 @@ import pytest
 from ntk_robust.cli import _arguments as arguments
 from ntk_robust.data import DATASET_NAMES
 
-COMMANDS = [arguments.Reproduce, arguments.Check, arguments.Train, arguments.Kernel, arguments.Doctor]
+COMMANDS = [get_args(part)[0] for part in get_args(arguments.Command)]
+
+
+def test_every_record_of_options_is_a_command() -> None:
+    records = {name for name, value in vars(arguments).items() if dataclasses.is_dataclass(value)}
+    assert {command.__name__ for command in COMMANDS} == records
 
 
 @pytest.mark.parametrize("command", COMMANDS)

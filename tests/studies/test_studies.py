@@ -7,7 +7,19 @@ from ntk_robust._core import to_jsonable
 from ntk_robust.data import load_dataset, subset
 from ntk_robust.kernels import analytic_ntk
 from ntk_robust.models import FullyConnected
-from ntk_robust.studies import _kernel_convergence, _training_displacement, kernel_convergence, training_displacement
+from ntk_robust.studies import (
+    _comparison,
+    _kernel_convergence,
+    _lazy_training,
+    _perturbation_radius,
+    _projection_radius,
+    _training_displacement,
+    kernel_convergence,
+    lazy_training,
+    perturbation_radius,
+    projection_radius,
+    training_displacement,
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +27,7 @@ def digits():
     return load_dataset("digits")
 
 
+@pytest.mark.slow
 def test_kernel_convergence_reports_the_errors_of_explicit_jacobians(digits, monkeypatch):
     size = _kernel_convergence._Size(widths=(16, 64), depths=(1,), num_seeds=4, num_examples=5)
     monkeypatch.setitem(_kernel_convergence._SIZES, "quick", size)
@@ -55,3 +68,54 @@ def test_training_displacement_reports_both_kinds_of_training_at_every_width(dig
     record = to_jsonable(study)
     assert {"name", "title", "text", "figures", "tables"} == set(record)
     assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) == 4
+
+
+def small(values):
+    return _comparison.Size(values, 8, num_seeds=2, num_train=20, num_test=10, num_kernel=3, num_steps=20)
+
+
+def columns(table):
+    """By mode of training and name, along the setting."""
+    modes = dict.fromkeys(row[0] for row in table.rows)
+    return {
+        mode: {name: [row[i] for row in table.rows if row[0] == mode] for i, name in enumerate(table.columns) if i}
+        for mode in modes
+    }
+
+
+@pytest.mark.slow
+def test_large_output_scales_make_both_kinds_of_training_lazy(digits, monkeypatch):
+    monkeypatch.setitem(_lazy_training._SIZES, "quick", small((1.0, 100.0)))
+    study = lazy_training(digits, key=jr.key(0))
+    for found in columns(study.tables[0]).values():
+        assert found["output scale α"] == [1.0, 100.0]
+        rich, lazy = found["kernel drift"]
+        assert lazy < 0.02 * rich  # the weights move by 1/α as much, and the kernel to first order as they do
+        assert found["linearization error"][1] < 0.1 * found["linearization error"][0]
+    exits = study.tables[1].rows
+    assert [(row[0], row[3]) for row in exits if row[1] == 100.0] == [("natural", 0), ("adversarial", 0)]
+    assert all(row[3] == 2 and int(row[2]) > 0 for row in exits if row[1] == 1.0)
+    record = to_jsonable(study)
+    assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) == 5
+
+
+@pytest.mark.slow
+def test_radius_zero_is_natural_training_and_larger_radii_cost_loss(digits, monkeypatch):
+    monkeypatch.setitem(_perturbation_radius._SIZES, "quick", small((0.0, 0.3)))
+    found = columns(perturbation_radius(digits, key=jr.key(0)).tables[0])["adversarial"]
+    assert found["natural accuracy"][0] == found["adversarial accuracy"][0]
+    assert found["adversarial accuracy"][1] < found["natural accuracy"][1]
+    assert found["surrogate loss"][0] < found["surrogate loss"][1]
+    assert all(path >= moved for path, moved in zip(found["path length"], found["displacement"], strict=True))
+
+
+@pytest.mark.slow
+def test_projection_holds_every_layer_in_its_ball_until_the_ball_is_large(digits, monkeypatch):
+    monkeypatch.setitem(_projection_radius._SIZES, "quick", small((0.5, 1000.0)))
+    study = projection_radius(digits, key=jr.key(0))
+    for found in columns(study.tables[0]).values():
+        # Three layers at radius 1/2 each are at most sqrt(3)/2 away.
+        assert found["displacement"][0] <= 0.5 * 3**0.5 * (1 + 1e-12)
+        assert found["projected"][0] > 0.5
+        assert found["projected"][1] == 0.0
+    assert "up to r = 0.5 and no longer from 1000 on" in study.text
