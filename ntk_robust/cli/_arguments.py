@@ -68,7 +68,7 @@ class Study:
 
     Attributes:
         patterns: Beginnings of names, for example lazy; all studies where none is given.
-        profile: "quick" takes about a minute a study on two CPU cores; "full" takes as long as it needs.
+        profile: "quick" takes one to five minutes a study; "full" takes as long as it needs.
         list_names: Print the names, one a line, and run nothing.
         out: Folder of the report: index.html, results.json and run.json. It is written after every finished study.
         seed: Seeds everything that is random.

@@ -32,7 +32,7 @@ def lazy_training(
 
     Args:
         dataset: Integer-labelled images.
-        size: "quick" ends within a minute on two cores.
+        size: "quick" takes two minutes on small images.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 

@@ -28,7 +28,7 @@ def projection_radius(
 
     Args:
         dataset: Integer-labelled images.
-        size: "quick" ends within a minute on two cores.
+        size: "quick" takes two minutes on small images.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 
