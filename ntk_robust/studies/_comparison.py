@@ -41,7 +41,7 @@ def sizes(quick: tuple[float, ...], full: tuple[float, ...]) -> dict[str, Size]:
     """The two sizes of a comparison, from the values of its setting."""
     return {
         "quick": Size(quick, width=256, num_seeds=3, num_train=100, num_test=100, num_kernel=20, num_steps=500),
-        "full": Size(full, width=512, num_seeds=6, num_train=500, num_test=300, num_kernel=50, num_steps=400),
+        "full": Size(full, width=512, num_seeds=6, num_train=500, num_test=300, num_kernel=50, num_steps=1000),
     }
 
 
