@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
-from ntk_robust.kernels._duals import AbstractDual, AbstractSmoothDual, PiecewiseLinearDual
-from ntk_robust.kernels._pairs import Pair, norm_gap, pair
+from ntk_robust.kernels._double import in_double, lost_by_rounding
+from ntk_robust.kernels._duals import AbstractClosedFormDual, AbstractDual, AbstractSmoothDual, PiecewiseLinearDual
+from ntk_robust.kernels._pairs import Pair, coincident_pairs, pair, rows
 
 
 class DenseKernel(AbstractDotProductKernel):
@@ -52,6 +53,35 @@ class DenseKernel(AbstractDotProductKernel):
         if min(self.weight_terms + self.bias_terms) < 0.0:
             raise ValueError(f"terms {self.weight_terms}, {self.bias_terms} are negative; give numbers of at least 0")
 
+    def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
+        r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle.
+
+        Smooth activations have no homogeneity that keeps rounding from piling up with depth: for float32 points their
+        recursion, a few numbers for a pair, runs in float64.
+        """
+        pairs = pair(x, z)
+        if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractSmoothDual):
+            return self.of_pairs(pairs)
+        lost = lost_by_rounding(x, pairs.norm_x), lost_by_rounding(z, pairs.norm_z)
+        return self._of_pairs_in_double(pairs, *lost)
+
+    def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """$k(x, x)$ of each row, without a cosine; in closed form as accurate as that of a pair."""
+        points = rows(x)
+        pairs = coincident_pairs(points)
+        if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractClosedFormDual):
+            return self.of_pairs(pairs)
+        lost = lost_by_rounding(x, points.lengths)
+        return self._of_pairs_in_double(pairs, lost, lost)
+
+    def _of_pairs_in_double(self, pairs: Pair, lost_x: Array, lost_z: Array) -> Array:
+        def value(constants: tuple[Array, ...], numbers: tuple[Array, ...]) -> Array:
+            (acute, lost_x, lost_z), (complement, norm_x, norm_z) = constants, numbers
+            return self.of_pairs(Pair(complement, acute, norm_x + lost_x, norm_z + lost_z))
+
+        numbers = (pairs.complement, pairs.norm_x, pairs.norm_z)
+        return in_double(value, (pairs.acute, lost_x, lost_z), numbers)
+
     def of_pairs(self, pairs: Pair) -> Float[Array, "..."]:
         """The recursion; layers run in a loop of the compiled program, so that depth costs no compile time."""
         return self._recursion(pairs, (self,))[0]
@@ -67,13 +97,16 @@ class DenseKernel(AbstractDotProductKernel):
         return self._recursion(pairs, (self, other))
 
     def _recursion(self, pairs: Pair, kernels: "tuple[DenseKernel, ...]") -> tuple[Array, ...]:
-        scale = math.sqrt(self.input_scale)
-        inputs = pairs._replace(norm_x=scale * pairs.norm_x, norm_z=scale * pairs.norm_z)
+        inputs = pairs.scaled(math.sqrt(self.input_scale))
         squares = inputs.norm_x**2, inputs.norm_z**2
         first = _product(inputs)
-        inputs = inputs._replace(
-            complement=jnp.broadcast_to(inputs.complement, first.shape),
-            acute=jnp.broadcast_to(inputs.acute, first.shape),
+        gap, inputs = (
+            inputs.gap,
+            inputs._replace(
+                gap=None,
+                complement=jnp.broadcast_to(inputs.complement, first.shape),
+                acute=jnp.broadcast_to(inputs.acute, first.shape),
+            ),
         )
         # Piecewise linear activations are homogeneous: in units of the gain (s_w² E[σ²])^l of l layers norms only add
         # up their biases, and rounding does not pile up with depth.
@@ -88,15 +121,17 @@ class DenseKernel(AbstractDotProductKernel):
 
         def layer(state: tuple[Pair, tuple], terms: tuple[Array, ...]) -> tuple[tuple[Pair, tuple], None]:
             (features, thetas), (weights, biases, variance, total) = state, terms
-            before = features._replace(norm_x=w_std * features.norm_x, norm_z=w_std * features.norm_z)
-            sums = [s + total for s in squares] if homogeneous else [r * r + variance for r in before[2:]]
-            moments = dual.moments(before if self.b_std == 0.0 else _with_bias(before, variance, *map(jnp.sqrt, sums)))
+            # in units of the gain the difference of the squares is the same in every layer
+            before = features.scaled(w_std)._replace(gap=gap if homogeneous else None)
+            variances_of = squares if homogeneous else (before.norm_x**2, before.norm_z**2)
+            norms = [jnp.sqrt(q + (total if homogeneous else variance)) for q in variances_of]
+            moments = dual.moments(before if self.b_std == 0.0 else _with_bias(before, variance, *norms))
             value, gain = _product(moments.features), w_std**2 * moments.slope
             thetas = tuple(
                 weight * value + bias + gain * theta
                 for weight, bias, theta in zip(weights, biases, thetas, strict=True)
             )
-            return (moments.features, thetas), None
+            return (moments.features._replace(gap=None), thetas), None
 
         terms = (
             [[kernel.weight_terms[l + 1] for kernel in kernels] for l in range(depth)],
@@ -118,23 +153,16 @@ class DenseKernel(AbstractDotProductKernel):
             return self._smooth_distance_squared(self.dual, x, z)
         if not isinstance(self.dual, PiecewiseLinearDual):
             return super().distance_squared(x, z)
-        moment, scale = self.dual.moment, math.sqrt(self.input_scale)
-        features = pair(x, z)
-        features = features._replace(norm_x=scale * features.norm_x, norm_z=scale * features.norm_z)
-        gap = scale * norm_gap(x, z)
-        distance = self.weight_terms[0] * _chord_squared(features, gap)
+        gain = self.w_std**2 * self.dual.moment
+        features = pair(x, z).scaled(math.sqrt(self.input_scale))
+        distance = self.weight_terms[0] * _chord_squared(features)
         selves = self.weight_terms[0] * (features.norm_x**2 + features.norm_z**2) + 2.0 * self.bias_terms[0]
         for weight, bias in zip(self.weight_terms[1:], self.bias_terms[1:], strict=True):
-            rx, rz, b = self.w_std * features.norm_x, self.w_std * features.norm_z, self.b_std**2
-            before = features._replace(norm_x=rx, norm_z=rz)
+            before, b = features.scaled(self.w_std), self.b_std**2
             if b:
-                before = _with_bias(before, b, jnp.sqrt(rx * rx + b), jnp.sqrt(rz * rz + b))
-            total = before.norm_x + before.norm_z
-            grown = self.w_std**2 * gap * (features.norm_x + features.norm_z)
-            gap = math.sqrt(moment) * grown / jnp.where(total > 0.0, total, 1.0)
+                before = _with_bias(before, b, jnp.sqrt(before.norm_x**2 + b), jnp.sqrt(before.norm_z**2 + b))
             features, deficit = self.dual.features_and_slope_deficit(before)
-            gain = self.w_std**2 * moment
-            distance = weight * _chord_squared(features, gap) + gain * ((1.0 - deficit) * distance + deficit * selves)
+            distance = weight * _chord_squared(features) + gain * ((1.0 - deficit) * distance + deficit * selves)
             selves = weight * (features.norm_x**2 + features.norm_z**2) + 2.0 * bias + gain * selves
         return distance
 
@@ -162,16 +190,16 @@ def _with_bias(
     rx, rz = features.norm_x, features.norm_z
     before, after = rx * rz, norm_x * norm_z
     # (after - before - b)(after + before + b) = b (rx - rz)², (after - before)(after + before) = b (rx² + rz² + b)
-    chord = (before * features.chord + variance * (rx - rz) ** 2 / (after + before + variance)) / after
+    chord = (before * features.chord + variance * features.norm_gap**2 / (after + before + variance)) / after
     widened = variance * (rx * rx + rz * rz + variance) / (after + before)
     opposite = jnp.where(features.acute, 2.0 - chord, (before * features.complement + widened + variance) / after)
-    return Pair(jnp.minimum(chord, opposite), chord <= opposite, norm_x, norm_z)
+    return Pair(jnp.minimum(chord, opposite), chord <= opposite, norm_x, norm_z, features.gap)
 
 
 def _product(features: Pair) -> Float[Array, "..."]:
     return features.cosine * (features.norm_x * features.norm_z)
 
 
-def _chord_squared(features: Pair, gap: Float[Array, ""]) -> Float[Array, ""]:
-    """Squared distance of two points with this angle, these norms and this difference of norms."""
-    return gap**2 + 2.0 * features.norm_x * features.norm_z * features.chord
+def _chord_squared(features: Pair) -> Float[Array, "..."]:
+    """Squared distance of two points with this angle, these norms and this difference of their squares."""
+    return features.norm_gap**2 + 2.0 * features.norm_x * features.norm_z * features.chord

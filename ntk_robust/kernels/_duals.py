@@ -79,8 +79,8 @@ class PiecewiseLinearDual(AbstractDual):
         opposite = jnp.where(acute, 2.0 - chord, eta + (1.0 - eta) * near + eta * cube)
         std = math.sqrt(self.moment)
         chord = jnp.maximum(chord, 0.0)
-        features = Pair(jnp.minimum(chord, opposite), chord <= opposite, std * pairs.norm_x, std * pairs.norm_z)
-        return features, deficit
+        features = pairs._replace(complement=jnp.minimum(chord, opposite), acute=chord <= opposite)
+        return features.scaled(std), deficit
 
 
 class AbstractSmoothDual(AbstractDual):
@@ -258,7 +258,12 @@ class HermiteDual(AbstractSmoothDual):
         nodes, table = _trapezoid(self.num_terms)
         z = jnp.multiply.outer(jnp.asarray(nodes, std.dtype), std)
         table = jnp.asarray(table, std.dtype)
-        project = lambda values: jnp.tensordot(table, values, axes=1, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+
+        def project(values: Array) -> Array:
+            if values.ndim == 1:  # of one point: no matrix product, which `in_double` could not take
+                return jnp.sum(table * values[None, :], axis=1)
+            return jnp.tensordot(table, values, axes=1, precision=jax.lax.Precision.HIGHEST)
+
         return project(self.activation(z)), project(self.activation.derivative(z))
 
     def truncation(self, std: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
@@ -304,7 +309,10 @@ def _features(mean: Array, second_x: Array, second_z: Array) -> Pair:
     norm_x, norm_z = jnp.sqrt(second_x), jnp.sqrt(second_z)
     product = norm_x * norm_z
     u = mean / jnp.where(product > 0.0, product, 1.0)
-    return Pair(jnp.maximum(1.0 - jnp.abs(u), 0.0), u >= 0.0, norm_x, norm_z)
+    near = 1.0 - jnp.abs(u)
+    # where rounding makes it negative it becomes 0, and keeps its derivative
+    complement = near + jax.lax.stop_gradient(jnp.maximum(near, 0.0) - near)
+    return Pair(complement, u >= 0.0, norm_x, norm_z)
 
 
 def _monomial_moment(p: int, q_product: Array, c: Array) -> Array:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel, matrix_of_pairs
-from ntk_robust.kernels._pairs import Pair, coincident_pairs, pair, rows
+from ntk_robust.kernels._pairs import Pair, coincident_pairs, rows
 from ntk_robust.models import AbstractModel
 
 
@@ -37,7 +37,7 @@ class JointKernel(eqx.Module):
 
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> NtkAndNngp:
         """Both kernels of one pair."""
-        return self.of_pairs(pair(x, z))
+        return NtkAndNngp(self.ntk(x, z), self.nngp(x, z))
 
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> NtkAndNngp:
         """Both kernels of all pairs of rows; without `x2` of `x1` with itself, exactly symmetric."""

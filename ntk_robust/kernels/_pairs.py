@@ -20,6 +20,8 @@ from ntk_robust.kernels._polynomials import sqrt_of_distance
 REPAIR_THRESHOLD = {"float32": 2e-3, "float64": 5e-3}
 # Partners of a row whose derivative is taken from differences; rows with more twins than this are rare.
 _MAX_CLOSE_PARTNERS = 8
+# Digits of a number that its tail keeps when it is cut in halves whose products are exact
+_TAIL_BITS = {"float32": (np.uint32, 12), "float64": (np.uint64, 27)}
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -31,12 +33,14 @@ class Pair(NamedTuple):
         acute: Whether $u ≥ 0$.
         norm_x: Norm of the first point.
         norm_z: Norm of the second point.
+        gap: `norm_x² - norm_z²`, relatively accurate; None where the difference of the rounded norms has to do.
     """
 
     complement: Float[Array, "..."]
     acute: Bool[Array, "..."]
     norm_x: Float[Array, "..."]
     norm_z: Float[Array, "..."]
+    gap: Float[Array, "..."] | None = None
 
     @property
     def cosine(self) -> Float[Array, "..."]:
@@ -47,6 +51,18 @@ class Pair(NamedTuple):
     def chord(self) -> Float[Array, "..."]:
         """$1 - u$, half of the squared chord between the directions."""
         return jnp.where(self.acute, self.complement, 2.0 - self.complement)
+
+    @property
+    def norm_gap(self) -> Float[Array, "..."]:
+        """`norm_x - norm_z`, as accurate as `gap`."""
+        if self.gap is None:
+            return self.norm_x - self.norm_z
+        return self.gap / _positive(self.norm_x + self.norm_z)
+
+    def scaled(self, factor: float) -> "Pair":
+        """Both points times a positive factor."""
+        gap = None if self.gap is None else factor**2 * self.gap
+        return self._replace(norm_x=factor * self.norm_x, norm_z=factor * self.norm_z, gap=gap)
 
 
 class Rows(NamedTuple):
@@ -63,7 +79,7 @@ class Rows(NamedTuple):
     @property
     def directions(self) -> Float[Array, "n d"]:
         """Unit vectors; the zero vector stays zero."""
-        return self.points / jnp.where(self.lengths > 0.0, self.lengths, 1.0)[:, None]
+        return self.points / _positive(self.lengths)[:, None]
 
 
 def norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
@@ -77,19 +93,8 @@ def rows(x: Float[Array, "n d"]) -> Rows:
 
 
 def pair(x: Float[Array, " d"], z: Float[Array, " d"]) -> Pair:
-    """The pair of two points, accurate at every angle and for unequal norms."""
-    length_x, length_z = norm(x), norm(z)
-    product = length_x * length_z
-    u = jnp.vdot(x, z, precision=_HIGHEST) / jnp.where(product > 0.0, product, 1.0)
-    ratio = length_x / jnp.where(length_z > 0.0, length_z, 1.0)
-    squared = jnp.where(length_x > 0.0, length_x * length_x, 1.0)
-    return Pair(_complement(x, z * ratio, u, squared), u >= 0.0, length_x, length_z)
-
-
-def norm_gap(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
-    r"""$\|x\| - \|z\|$ without cancellation, as $(x - z) · (x + z) / (\|x\| + \|z\|)$."""
-    total = norm(x) + norm(z)
-    return jnp.vdot(x - z, x + z, precision=_HIGHEST) / jnp.where(total > 0.0, total, 1.0)
+    """The pair of two points, with its derivative accurate at every angle and for unequal norms."""
+    return Pair(*_complement(x, z), norm(x), norm(z), _gap(x, z))
 
 
 def coincident_pairs(x: Rows) -> Pair:
@@ -108,71 +113,162 @@ def cross_pairs(x: Rows, z: Rows, same: bool = False) -> Pair:
 
     With `same` both sides hold the same points, and a row with itself has complement exactly 0.
     """
-    complement, acute = _complements(x.directions, z.directions, same)
-    return Pair(complement, acute, x.lengths[:, None], z.lengths[None, :])
+    complement, acute, gap = _complements(x.points, z.points, same)
+    return Pair(complement, acute, x.lengths[:, None], z.lengths[None, :], gap)
 
 
-def _complement(
-    x: Float[Array, " d"], z: Float[Array, " d"], u: Float[Array, ""], squared: Float[Array, ""]
-) -> Float[Array, ""]:
-    r"""1 - |u| of two points with equal norms, of which `squared` is the square, from their difference.
+def rejection(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, " d"]:
+    r"""What $z$ leaves orthogonal to $x$, $z - x \langle x, z \rangle / \|x\|^2$, accurate relative to itself.
 
-    The sine is the length of what the difference leaves orthogonal to `x`; the complement follows as
-    $\sin^2/(1 + |u|)$. Nothing here subtracts nearly equal numbers that carry rounding errors. Sines below an eighth of
-    the machine epsilon are taken as 0: compilers contract products and sums, so that even equal points leave a
-    difference of about its square, whose direction, and with it the derivative of a kernel with a cusp, would be noise.
+    Near points leave a difference of about the size of the rounding of either term, so that none may be rounded: the
+    factor is a sum of two numbers, and products are taken of halves of numbers, whose products are exact. Then it does
+    not matter whether a compiler contracts products and sums, which would spoil the error terms of Dekker's product.
     """
-    difference = z - jnp.where(u >= 0.0, x, -x)
-    across = difference - x * (jnp.vdot(difference, x, precision=_HIGHEST) / squared)
-    sine_squared = jnp.sum(across * across) / squared
-    noise = (jnp.finfo(x.dtype).eps / 8.0) ** 2
-    return jnp.where(sine_squared > noise, sine_squared, 0.0) / (1.0 + jnp.abs(u))
+    return _rejection(x, z)
+
+
+@jax.custom_jvp
+def _rejection(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, " d"]:
+    squared = _positive(jnp.vdot(x, x, precision=_HIGHEST))
+    left, lost = z, jnp.zeros_like(z)
+    for _ in range(2):  # the second factor is what rounding left of the first one
+        factor = jnp.vdot(x, left + lost, precision=_HIGHEST) / squared
+        if str(x.dtype) not in _TAIL_BITS:
+            left = left - factor * x
+            continue
+        (head, tail), (head_x, tail_x) = _halves(factor), _halves(x)
+        for product in (head * head_x, head * tail_x, tail * head_x):
+            left, error = _difference(left, product)
+            lost = lost + error
+        lost = lost - tail * tail_x
+    return left + lost
+
+
+@_rejection.defjvp
+def _rejection_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, z), (dx, dz) = primals, tangents
+    across = _rejection(x, z)
+    squared = _positive(jnp.vdot(x, x, precision=_HIGHEST))
+    factor = jnp.vdot(x, z, precision=_HIGHEST) / squared
+    turn = jnp.vdot(dx, across, precision=_HIGHEST) + jnp.vdot(x, dz - factor * dx, precision=_HIGHEST)
+    return across, dz - factor * dx - x * (turn / squared)
+
+
+def _halves(x: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Two numbers with half of the digits each and sum `x`."""
+    integer, bits = _TAIL_BITS[str(x.dtype)]
+    mask = np.invert(integer(2**bits - 1))
+    head = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, integer) & mask, x.dtype)
+    return head, x - head
+
+
+def _difference(a: Float[Array, " d"], b: Float[Array, " d"]) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+    """`a - b` rounded, and what rounding took (Knuth's sum, whose steps have no product to contract)."""
+    rounded = a - b
+    of_b = rounded - a
+    return rounded, (a - (rounded - of_b)) - (b + of_b)
+
+
+@jax.custom_jvp
+def _complement(x: Float[Array, " d"], z: Float[Array, " d"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    r"""1 - |u| and u >= 0, relatively accurate in the value and in the derivative.
+
+    The sine is the length of what one point leaves orthogonal to the other; the complement follows as
+    $\sin^2/(1 + |u|)$. Sines below a thousand squares of the machine epsilon, what rounding may leave of parallel
+    points, are taken as 0: their direction, and with it the derivative of a kernel with a cusp, would be noise.
+    """
+    length_x, length_z = norm(x), norm(z)
+    u = jnp.vdot(x, z, precision=_HIGHEST) / _positive(length_x * length_z)
+    sine = norm(rejection(x, z)) / _positive(length_z)
+    real = (sine > 1e3 * jnp.finfo(x.dtype).eps ** 2) & (length_x > 0.0)
+    return jnp.where(real, sine * sine, 0.0) / (1.0 + jnp.abs(u)), u >= 0.0
+
+
+@_complement.defjvp
+def _complement_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
+    (x, z), (dx, dz) = primals, tangents
+    complement, acute = _complement(x, z)
+    change = _change(x, z, acute, dx, dz)
+    return (complement, acute), (change, np.zeros(acute.shape, jax.dtypes.float0))
+
+
+def _change(x: Array, z: Array, acute: Array, dx: Array, dz: Array) -> Array:
+    r"""By how much 1 - |u| changes: $\nabla_x u$ is what $z$ leaves orthogonal to $x$, over both norms."""
+    turn = jnp.vdot(rejection(x, z), dx, precision=_HIGHEST) + jnp.vdot(rejection(z, x), dz, precision=_HIGHEST)
+    return jnp.where(acute, -turn, turn) / _positive(norm(x) * norm(z))
+
+
+@jax.custom_jvp
+def _gap(x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
+    r"""$\|x\|^2 - \|z\|^2$ without cancellation."""
+    return jnp.vdot(x - z, x + z, precision=_HIGHEST)
+
+
+@_gap.defjvp
+def _gap_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, z), (dx, dz) = primals, tangents
+    return _gap(x, z), 2.0 * (jnp.vdot(x, dx, precision=_HIGHEST) - jnp.vdot(z, dz, precision=_HIGHEST))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _complements(a: Float[Array, "n1 d"], b: Float[Array, "n2 d"], same: bool) -> tuple[Array, Array]:
-    """1 - |u| and u >= 0 for all pairs of unit rows; with `same`, exactly 0 for a row with itself."""
-    u = jnp.matmul(a, b.T, precision=_HIGHEST)
+def _complements(x: Float[Array, "n1 d"], z: Float[Array, "n2 d"], same: bool) -> tuple[Array, Array, Array]:
+    """1 - |u|, u >= 0 and the gaps of all pairs of rows; with `same`, exactly 0 for a row with itself."""
+    of_x, of_z = rows(x), rows(z)
+    u = jnp.matmul(of_x.directions, of_z.directions.T, precision=_HIGHEST)
     rounded = jnp.maximum(1.0 - jnp.abs(u), 0.0)
     complement = jnp.where(jnp.eye(*u.shape, dtype=bool), 0.0, rounded) if same else rounded
+    gap = (of_x.lengths[:, None] - of_z.lengths[None, :]) * (of_x.lengths[:, None] + of_z.lengths[None, :])
     i = jnp.arange(u.shape[0])
 
-    def one_a_row(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, values = state
+    def one_a_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, *values = state
         j = jnp.argmax(left, axis=1)
-        exact = jax.vmap(_complement)(a, b[j], u[i, j], jnp.ones_like(u[:, 0]))
-        values = values.at[i, j].set(jnp.where(left[i, j], exact, values[i, j]))
-        return left.at[i, j].set(False), values
+        exact = jax.vmap(lambda a, b: (_complement(a, b)[0], _gap(a, b)))(x, z[j])
+        values = [v.at[i, j].set(jnp.where(left[i, j], e, v[i, j])) for v, e in zip(values, exact, strict=True)]
+        return left.at[i, j].set(False), *values
 
-    state = (_is_close(complement, same), complement)
-    return jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, state)[1], u >= 0.0
+    state = (_is_close(complement, same), complement, gap)
+    _, complement, gap = jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, state)
+    return complement, u >= 0.0, gap
 
 
 @_complements.defjvp
 def _complements_jvp(same: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple:
-    a, b = primals
-    da, db = tangents
-    complement, acute = _complements(a, b, same)
+    (x, z), (dx, dz) = primals, tangents
+    complement, acute, gap = _complements(x, z, same)
+    of_x, of_z = rows(x), rows(z)
+    (a, da), (b, db) = (_directions_jvp(points, tangent) for points, tangent in ((of_x, dx), (of_z, dz)))
     du = jnp.matmul(da, b.T, precision=_HIGHEST) + jnp.matmul(a, db.T, precision=_HIGHEST)
     change = jnp.where(acute, -du, du)
     close = _is_close(complement, same)
-    i = jnp.arange(a.shape[0])
+    i = jnp.arange(x.shape[0])
 
     def from_differences(change: Array) -> Array:
-        # Tangents of unit vectors are orthogonal to them, so that da·b = da·(b - a): of close pairs the product keeps
-        # only rounding, and the difference everything.
+        # of close pairs the product keeps only rounding, and the difference everything
         closeness = jnp.where(close, 1.0 - complement, 0.0)
-        for _ in range(min(_MAX_CLOSE_PARTNERS, b.shape[0])):
+        for _ in range(min(_MAX_CLOSE_PARTNERS, z.shape[0])):
             j = jnp.argmax(closeness, axis=1)
-            sign = jnp.where(acute[i, j], 1.0, -1.0)[:, None].astype(a.dtype)
-            exact = jnp.sum((b[j] - sign * a) * (db[j] - sign * da), axis=1)
+            exact = jax.vmap(_change)(x, z[j], acute[i, j], dx, dz[j])
             exact = jnp.where(closeness[i, j] > 0.0, exact, change[i, j])
             change = change.at[i, j].set(exact, unique_indices=True)
             closeness = closeness.at[i, j].set(0.0)
         return change
 
     change = jax.lax.cond(jnp.any(close), from_differences, lambda change: change, change)
-    return (complement, acute), (change, np.zeros(acute.shape, jax.dtypes.float0))
+    gap_change = 2.0 * (jnp.sum(x * dx, axis=1)[:, None] - jnp.sum(z * dz, axis=1)[None, :])
+    return (complement, acute, gap), (change, np.zeros(acute.shape, jax.dtypes.float0), gap_change)
+
+
+def _directions_jvp(points: Rows, tangent: Float[Array, "n d"]) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+    """Unit vectors and their tangents, orthogonal to them."""
+    directions = points.directions
+    along = jnp.sum(directions * tangent, axis=1, keepdims=True)
+    return directions, (tangent - directions * along) / _positive(points.lengths)[:, None]
+
+
+def _positive(v: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """1 in place of 0: a divisor of what is 0 then."""
+    return jnp.where(v > 0.0, v, 1.0)
 
 
 def _is_close(complement: Float[Array, "n1 n2"], same: bool) -> Bool[Array, "n1 n2"]:

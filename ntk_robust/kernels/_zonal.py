@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ntk_robust.kernels._arc_cosine import angle_parts
 from ntk_robust.kernels._base import Scalar
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
-from ntk_robust.kernels._pairs import Pair, norm_gap, pair
+from ntk_robust.kernels._pairs import Pair, pair
 from ntk_robust.kernels._polynomials import Coefficients, fit_unit_interval, horner, rounded, sqrt_of_distance
 
 _TOLERANCE = {"float32": 2e-8, "float64": 5e-16}
@@ -98,7 +98,7 @@ class ZonalKernel(AbstractDotProductKernel):
         change = self._change(pairs)
         at_opposite = self.fit(x.dtype).at_opposite
         deficit = jnp.where(pairs.acute, change, 1.0 - at_opposite - change)
-        return self.scale * (norm_gap(x, z) ** 2 + 2.0 * pairs.norm_x * pairs.norm_z * deficit)
+        return self.scale * (pairs.norm_gap**2 + 2.0 * pairs.norm_x * pairs.norm_z * deficit)
 
     def _change(self, pairs: Pair) -> Float[Array, "..."]:
         """By how much κ differs from its value at the nearer pole, t D(t)."""

@@ -128,6 +128,26 @@ def network_kernels(x, z, dual, *, weight_terms, bias_terms, w_std, b_std, input
     return theta
 
 
+def gradient(x, z, dual, **network):
+    """Of the NTK with respect to x, by central differences at 50 digits along x and across it."""
+    step = mpmath.mpf(10) ** -18
+    point, other = ([mpmath.mpf(float(c)) for c in v] for v in (x, z))
+    factor = mpmath.fdot(point, other) / mpmath.fdot(point, point)
+    total = [mpmath.mpf(0)] * len(point)
+    for direction in (point, [b - factor * a for a, b in zip(point, other, strict=True)]):
+        length = mpmath.sqrt(mpmath.fdot(direction, direction))
+        if length < mpmath.mpf(10) ** -40:
+            continue  # parallel points: the mean of both sides of the cusp is 0
+        unit = [c / length for c in direction]
+        after, before = (
+            network_kernels([c + s * u for c, u in zip(point, unit, strict=True)], other, dual, **network)[2]
+            for s in (step, -step)
+        )
+        slope = (after - before) / (2 * step)
+        total = [g + slope * u for g, u in zip(total, unit, strict=True)]
+    return np.array([float(g) for g in total])
+
+
 def relu_ntk(x, z, *, slope=0.0, **network):
     """The NTK of (x,x), (z,z) and (x,z) of a (leaky) ReLU network at 50 digits."""
     return network_kernels(x, z, piecewise_linear(slope), **network)

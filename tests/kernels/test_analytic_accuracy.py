@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntk_robust.kernels import AbstractKernel, analytic_ntk, rkhs_distance_squared
-from ntk_robust.kernels._pairs import cross_pairs, rows
+from ntk_robust.kernels._pairs import cross_pairs, pair, rejection, rows
 from ntk_robust.models import (
     Abs,
     Cos,
@@ -96,7 +96,7 @@ def test_piecewise_linear_networks_meet_the_bars_at_every_angle_and_depth(activa
 def test_distances_of_smooth_networks_keep_their_accuracy_as_points_meet(activation, dtype):
     kernel, terms = network(activation, 2)
     of_value, of_distance = largest_errors(kernel, SMOOTH[activation], terms, dtype)
-    assert of_value <= (5e-6 if dtype is np.float32 else 1e-14)  # steep activations magnify the rounding of the norms
+    assert of_value <= (3e-7 if dtype is np.float32 else 1e-14)
     assert of_distance <= (1e-3 if dtype is np.float32 else 1e-11)
 
 
@@ -114,23 +114,11 @@ def test_distances_by_hermite_series_keep_their_accuracy_as_points_meet(dtype):
     kernel, terms = network(Tanh(), 1, w_std=0.3)
     dual = oracles.hermite(mpmath.tanh, lambda v: mpmath.sech(v) ** 2, 120)
     of_value, of_distance = largest_errors(kernel, dual, terms, dtype, [1e-7, 1e-4, 0.5, 2.5])
-    assert of_value <= (2e-6 if dtype is np.float32 else 1e-14)
+    assert of_value <= (3e-7 if dtype is np.float32 else 1e-14)
     assert of_distance <= (1e-2 if dtype is np.float32 else 1e-6)
 
 
-def exact_gradient(x, z, dual, terms):
-    """With respect to x, by central differences at 50 digits."""
-    step = mpmath.mpf(10) ** -18
-    point = [mpmath.mpf(float(c)) for c in x]
-
-    def value(i, sign):
-        moved = [c + sign * step * (i == j) for j, c in enumerate(point)]
-        return oracles.network_kernels(moved, z, dual, **terms)[2]
-
-    return np.array([float((value(i, 1) - value(i, -1)) / (2 * step)) for i in range(len(x))])
-
-
-CLOSE = np.array([1e-7, 1e-6, 1e-4, 1e-3, 1.0, math.pi - 1e-3, math.pi - 1e-6])
+CLOSE = np.array([1e-8, 1e-7, 1e-6, 1e-4, 1e-2, 1.0, math.pi - 1e-3, math.pi - 1e-6, math.pi - 1e-8])
 
 
 def relative_errors(found, exact):
@@ -138,28 +126,59 @@ def relative_errors(found, exact):
 
 
 @pytest.mark.parametrize(
-    ("activation", "b_std"),
-    [(Relu(), 0.0), pytest.param(Relu(), 0.3, marks=slow), pytest.param(Erf(), 0.3, marks=slow)],
+    ("activation", "depth", "b_std", "ratio"),
+    [
+        (Relu(), 2, 0.3, 1.0),
+        *(
+            pytest.param(activation, depth, b_std, ratio, marks=slow)
+            for activation, depth, b_std, ratio in [
+                (Relu(), 2, 0.0, 3.0),
+                (LeakyRelu(0.3), 20, 0.3, 3.0),
+                (Abs(), 3, 0.0, 1.0),
+                (Erf(), 2, 0.3, 1.0),
+            ]
+        ),
+    ],
     ids=repr,
 )
-def test_derivatives_are_as_accurate_as_the_direction_between_the_points(activation, b_std):
-    # rounding the points' lengths turns the direction from one to the other by about epsilon over angle
-    kernel, terms = network(activation, 2, b_std, dim=5)
-    dual = oracles.erf if activation == Erf() else oracles.piecewise_linear(0.0)
+def test_derivatives_are_as_accurate_as_the_kernel_at_every_angle(activation, depth, b_std, ratio):
+    kernel, terms = network(activation, depth, b_std, dim=5)
+    dual = oracles.erf if activation == Erf() else oracles.piecewise_linear(PIECEWISE[activation])
     for dtype in (np.float64, np.float32):
-        x, z = oracles.pairs_at_angles(CLOSE, 5, np.random.default_rng(1), dtype)
-        exact = np.stack([exact_gradient(a, b, dual, terms) for a, b in zip(x, z, strict=True)])
+        x, z = oracles.pairs_at_angles(CLOSE, 5, np.random.default_rng(1), dtype, ratio)
+        apart = np.any(x != z, axis=1)  # rounding to float32 makes some points equal
+        exact = np.stack([oracles.gradient(a, b, dual, **terms) for a, b in zip(x, z, strict=True)])
         found = _gradients(kernel, jnp.asarray(x), jnp.asarray(z))
         assert found.dtype == dtype
-        error, epsilon = relative_errors(found, exact), np.finfo(dtype).eps
-        assert np.all(error <= 30 * epsilon + 0.5 * epsilon / np.sin(CLOSE)), error
+        errors = relative_errors(found, exact)[apart]
+        assert np.all(errors <= 40 * np.finfo(dtype).eps), errors / np.finfo(dtype).eps
+
+
+def test_what_a_point_leaves_orthogonal_to_another_has_all_digits():
+    def plain(x, z):  # the fault, planted: the products are rounded
+        return z - x * (jnp.vdot(x, z) / jnp.vdot(x, x))
+
+    for dtype in (np.float32, np.float64):
+        epsilon = np.finfo(dtype).eps
+        x, z = oracles.pairs_at_angles(np.geomspace(epsilon, 1.0, 9), 50, np.random.default_rng(3), dtype)
+        exact = []
+        for a, b in zip(x, z, strict=True):
+            point, other = ([mpmath.mpf(float(c)) for c in v] for v in (a, b))
+            factor = mpmath.fdot(point, other) / mpmath.fdot(point, point)
+            exact.append([float(q - factor * p) for p, q in zip(point, other, strict=True)])
+        found, rounded = jax.jit(lambda x, z: (jax.vmap(rejection)(x, z), jax.vmap(plain)(x, z)))(x, z)
+        assert np.max(relative_errors(found, np.array(exact))) <= 20 * epsilon
+        assert np.max(relative_errors(rounded, np.array(exact))) >= 0.01
+        multiple = x * dtype(-4.0)
+        left = jnp.linalg.norm(jax.vmap(rejection)(jnp.asarray(x), jnp.asarray(multiple)), axis=1)
+        assert np.all(np.asarray(left) <= 100 * epsilon**2 * np.linalg.norm(multiple, axis=1))
 
 
 def test_derivatives_of_matrices_are_accurate_beside_a_twin():
-    kernel, terms = network(Relu(), 2, 0.0, dim=5)
-    x, z = oracles.pairs_at_angles(CLOSE, 5, np.random.default_rng(1), np.float64)
+    kernel, terms = network(Relu(), 2, 0.3, dim=5)
+    x, z = oracles.pairs_at_angles(CLOSE, 5, np.random.default_rng(1), np.float64, 1.0)
     dual = oracles.piecewise_linear(0.0)
-    exact = np.stack([exact_gradient(a, b, dual, terms) for a, b in zip(x, z, strict=True)])
+    exact = np.stack([oracles.gradient(a, b, dual, **terms) for a, b in zip(x, z, strict=True)])
 
     def trace(x, gram):
         return jnp.trace(gram(x, jnp.asarray(z)))
@@ -176,8 +195,8 @@ def test_derivatives_of_matrices_are_accurate_beside_a_twin():
         relative_errors(jax.jit(lambda x, gram=gram: jax.grad(trace)(x, gram))(jnp.asarray(x)), exact)
         for gram in (kernel.gram, product_only)
     )
-    assert np.all(found <= 30 * 2.2e-16 + 0.5 * 2.2e-16 / np.sin(CLOSE)), found
-    assert np.exp(np.mean(np.log(naive / found)[CLOSE < 1e-3])) > 2.0
+    assert np.all(found <= 40 * 2.2e-16), found
+    assert np.all(naive[CLOSE < 1e-5] > 1e-11)
     forward = jax.jvp(jax.jit(lambda x: trace(x, kernel.gram)), (jnp.asarray(x),), (jnp.asarray(z),))[1]
     np.testing.assert_allclose(forward, np.sum(exact * z), rtol=1e-12)
 
@@ -191,6 +210,41 @@ def test_derivatives_at_coincident_and_opposite_points_are_the_mean_of_the_direc
     of_matrix = jax.jit(jax.grad(lambda x, z: kernel.gram(x[None], z[None])[0, 0]))
     for z in (x, -x, 2.0 * x, -0.5 * x):
         # central differences are the mean of both sides of the cusp
-        exact = exact_gradient(x, z, dual, terms)
+        exact = oracles.gradient(x, z, dual, **terms)
         for found in (of_pair(jnp.asarray(x), jnp.asarray(z)), of_matrix(jnp.asarray(x), jnp.asarray(z))):
             np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-13)
+
+
+def test_smooth_kernels_of_float32_points_are_accurate_where_float64_is_switched_off():
+    kernel, _ = network(Gelu(), 10, dim=20)
+    x, z = (4.0 * v for v in oracles.pairs_at_angles(ANGLES, 20, np.random.default_rng(4), np.float32))
+    wide = jnp.asarray(x, jnp.float64), jnp.asarray(z, jnp.float64)
+    exact = jax.jit(jax.vmap(lambda a, b: kernel.of_pairs(pair(a, b))))(*wide)
+    unit = np.sqrt(np.prod([kernel.diagonal(v) for v in wide], axis=0))
+    with jax.enable_x64(False):
+        found = jax.vmap(jax.jit(kernel))(x, z)  # batched outside of what was traced
+        # the fault, planted: the recursion in float32
+        rounded = jax.jit(jax.vmap(lambda a, b: kernel.of_pairs(pair(a, b))))(x, z)
+    assert found.dtype == rounded.dtype == np.float32
+    errors, errors_of_rounded = (np.max(np.abs(np.asarray(v, np.float64) - exact) / unit) for v in (found, rounded))
+    assert errors <= 3e-7 < errors_of_rounded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", [Erf(), Tanh()], ids=repr)
+def test_derivatives_and_diagonals_in_single_precision_are_those_in_double(activation):
+    kernel, _ = network(activation, 2, dim=3)
+    x, z = np.random.default_rng(5).normal(size=(2, 4, 3)).astype(np.float32)
+
+    def everything(x, z):
+        gradients = jax.vmap(jax.grad(jax.jit(kernel)))(x, z)
+        if activation == Tanh():
+            return (gradients,)
+        return gradients, jax.hessian(kernel)(x[0], z[0]), jax.grad(lambda v: jnp.sum(kernel.diagonal(v)))(x)
+
+    expected = jax.jit(everything)(*(jnp.asarray(v, jnp.float64) for v in (x, z)))
+    with jax.enable_x64(False):
+        found = jax.jit(everything)(x, z)
+    for value, exact in zip(found, expected, strict=True):
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, exact, atol=2e-6 * float(np.max(np.abs(exact))))
