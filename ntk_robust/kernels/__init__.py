@@ -32,6 +32,7 @@ from ntk_robust.kernels._metrics import (
 from ntk_robust.kernels._neural_tangents import load_neural_tangents
 from ntk_robust.kernels._power_series import power_coefficients
 from ntk_robust.kernels._preconditioners import Preconditioner, nystrom, pivoted_cholesky
+from ntk_robust.kernels._predictor import KernelPredictor
 from ntk_robust.kernels._regression import (
     GradientFlow,
     KernelRegression,
@@ -52,6 +53,7 @@ __all__ = [
     "Interval",
     "IterativeSolution",
     "JointKernel",
+    "KernelPredictor",
     "KernelRegression",
     "MercerSpectrum",
     "NtkAndNngp",
