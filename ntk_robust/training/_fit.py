@@ -110,7 +110,7 @@ def fit(
         ys: Their targets, one per input, as the loss takes them.
         loss: (output, target) -> scalar, such as `ntk_robust.losses.Squared()`.
         attack: The inner maximization; `ntk_robust.attacks.Identity()` is natural training.
-        perturbations: The set $B(x)$ that the attack searches.
+        perturbations: The set $B(x)$ that the attack searches; its `epsilon` may hold one radius for each input.
         optimizer: Any optax transformation; its state lives on the trained weights only.
         num_steps: How many steps.
         method: How a batch becomes a gradient; None is `Adversarial()`.
@@ -228,6 +228,9 @@ def prepare(
         raise ValueError(f"{len(xs)} inputs and {len(ys)} targets; give as many of each, at least one")
     if batch_size is not None and not 1 <= batch_size <= len(xs):
         raise ValueError(f"batch_size is {batch_size} with {len(xs)} examples; give 1 to {len(xs)}, or None for all")
+    radii = jnp.shape(perturbations.epsilon)
+    if radii not in ((), (len(xs),)):
+        raise ValueError(f"radii of shape {radii} for {len(xs)} inputs; give one radius, or one for each input")
     sharding = _rows_over(devices, len(xs) if batch_size is None else batch_size)
     _check_dtypes(params, xs)
     mask = trainable_mask(params, trainable)

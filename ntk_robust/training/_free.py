@@ -39,12 +39,18 @@ class Free(AbstractMethod):
 
     def gradient(self, problem: Problem, params: PyTree, batch: Batch, state: PyTree) -> Gradient:
         """Both gradients at the current perturbations, which then move."""
-        project = jax.vmap(problem.perturbations.project)
+
+        def project(xs: Float[Array, "b *dims"], points: Float[Array, "b *dims"]) -> Float[Array, "b *dims"]:
+            return problem.within_sets(lambda perturbations, x, point: perturbations.project(x, point), xs, points)
+
         xs_adv = project(batch.xs, batch.xs + state)
 
         def losses(params: PyTree, xs_adv: Float[Array, "b *dims"]) -> Float[Array, ""]:
             return jnp.mean(problem.losses(problem.outputs(params, xs_adv), batch.ys))
 
         value, (gradient, slopes) = jax.value_and_grad(losses, (0, 1))(params, xs_adv)
-        moved = project(batch.xs, jax.vmap(problem.perturbations.argmax_linear)(xs_adv, slopes))
+        ahead = problem.within_sets(
+            lambda perturbations, x, slope: perturbations.argmax_linear(x, slope), xs_adv, slopes
+        )
+        moved = project(batch.xs, ahead)
         return Gradient(value, value, gradient, xs_adv, moved - batch.xs)

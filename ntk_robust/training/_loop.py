@@ -131,14 +131,16 @@ class Program(eqx.Module):
     probe_every: int = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
 
-    @property
-    def problem(self) -> Problem:
-        """The problem in the trained weights alone."""
+    def problem(self, rows: Int[Array, " b"] | None) -> Problem:
+        """The problem in the trained weights alone, for a batch of these rows (None for all)."""
 
         def predict(params: PyTree, x: Array) -> Array:
             return self.apply_fn(eqx.combine(params, self.frozen), x)
 
-        return Problem(predict, self.loss, self.attack, self.perturbations)
+        perturbations = self.perturbations
+        if rows is not None and jnp.ndim(perturbations.epsilon):
+            perturbations = perturbations.with_epsilon(perturbations.epsilon[rows])
+        return Problem(predict, self.loss, self.attack, perturbations)
 
     @property
     def num_probings(self) -> int:
@@ -152,7 +154,7 @@ class Program(eqx.Module):
         state = State(
             params=params,
             optimizer=self.optimizer.init(params),
-            method=self.method.init(self.problem, params, self.xs[:batch_size]),
+            method=self.method.init(self.problem(None), params, self.xs[:batch_size]),
             order=jnp.zeros((rows,), jnp.int32),
             num_steps=jnp.zeros((), jnp.int32),
             finite=jnp.asarray(True),
@@ -162,11 +164,11 @@ class Program(eqx.Module):
         measured = jax.eval_shape(_plain(self.measure), params)
         return Carry(state, _buffers(record, self.num_steps), _buffers(measured, self.num_probings))
 
-    def batch(self, state: State, step: Int[Array, ""]) -> tuple[Batch, Int[Array, " rows"]]:
-        """The rows of step t, and the order of the epoch: a new permutation whenever an epoch begins."""
+    def batch(self, state: State, step: Int[Array, ""]) -> tuple[Batch, Int[Array, " b"] | None, Int[Array, " rows"]]:
+        """The batch of step t, its rows (None for all), and the order of the epoch: permuted anew when one begins."""
         order_key, method_key = jr.split(jr.fold_in(self.key, step))
         if self.batch_size is None:
-            return Batch(self.split(self.xs), self.split(self.ys), step, method_key), state.order
+            return Batch(self.split(self.xs), self.split(self.ys), step, method_key), None, state.order
         turn = step // self.method.num_replays
         place = turn % (len(state.order) // self.batch_size)
         order = lax.cond(
@@ -175,7 +177,7 @@ class Program(eqx.Module):
             lambda: state.order,
         )
         rows = lax.dynamic_slice_in_dim(order, place * self.batch_size, self.batch_size)
-        return Batch(self.split(self.xs[rows]), self.split(self.ys[rows]), step, method_key), order
+        return Batch(self.split(self.xs[rows]), self.split(self.ys[rows]), step, method_key), rows, order
 
     def split(self, rows: Num[Array, "b ..."]) -> Num[Array, "b ..."]:
         """Rows of a batch, split over the devices."""
@@ -183,9 +185,8 @@ class Program(eqx.Module):
 
     def step(self, state: State, index: Int[Array, ""]) -> tuple[State, dict[str, PyTree]]:
         """One step of the method, the optimizer and the projection, and its record."""
-        batch, order = self.batch(state, index)
-        problem = self.problem
-        found = self.method.gradient(problem, state.params, batch, state.method)
+        batch, rows, order = self.batch(state, index)
+        found = self.method.gradient(self.problem(rows), state.params, batch, state.method)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its integer step count
             updates, optimizer = optax.with_extra_args_support(self.optimizer).update(
                 found.gradient, state.optimizer, state.params, value=found.objective, grad=found.gradient

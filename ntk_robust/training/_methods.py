@@ -21,7 +21,7 @@ class Problem(eqx.Module):
         predict: (trained weights, one example) -> output; frozen weights are already inside.
         loss: (output, target) -> scalar.
         attack: The inner maximization.
-        perturbations: The set B(x) that it searches.
+        perturbations: The set B(x) that it searches; its `epsilon` may hold one radius for each example of the batch.
     """
 
     predict: Callable[..., Any]
@@ -46,10 +46,19 @@ class Problem(eqx.Module):
     ) -> Float[Array, "b *dims"]:
         """The batch under the attack on `objective(x_adv, x, target)`; no gradient flows through the result."""
 
-        def attack_one(x: Array, target: Array, key: Array) -> Array:
-            return self.attack(lambda x_adv: objective(x_adv, x, target), x, self.perturbations, key=key).x_adv
+        def attack_one(perturbations: AbstractPerturbationSet, x: Array, target: Array, key: Array) -> Array:
+            return self.attack(lambda x_adv: objective(x_adv, x, target), x, perturbations, key=key).x_adv
 
-        return lax.stop_gradient(jax.vmap(attack_one)(xs, targets, jr.split(key, len(xs))))
+        return lax.stop_gradient(self.within_sets(attack_one, xs, targets, jr.split(key, len(xs))))
+
+    def within_sets(self, function: Callable[..., Array], *rows: PyTree[Array]) -> Array:
+        """`function(set, *row)` for each row of a batch, each with the set of its own radius."""
+        radii = self.perturbations.epsilon
+
+        def one(epsilon: Array, *row: PyTree[Array]) -> Array:
+            return function(self.perturbations.with_epsilon(epsilon), *row)
+
+        return jax.vmap(one, (0 if jnp.ndim(radii) else None, *(0 for _ in rows)))(radii, *rows)
 
     def attacked(
         self, params: PyTree, xs: Float[Array, "b *dims"], ys: Num[Array, "b ..."], key: Key[Array, ""]

@@ -19,7 +19,7 @@ class AttackedPoints(eqx.Module):
         apply_fn: (weights, one example) -> output.
         loss: (output, target) -> scalar, what the attack maximizes.
         attack: The attack.
-        perturbations: The set that it searches.
+        perturbations: The set that it searches; its `epsilon` may hold one radius for each example.
         xs: Unperturbed examples.
         ys: Their targets.
         key: Randomness of the attack, the same at all weights.

@@ -256,3 +256,20 @@ def test_a_divergence_of_scalar_outputs_is_refused_in_words():
             num_steps=1,
             key=jr.key(0),
         )
+
+
+@pytest.mark.parametrize("method", [Adversarial(), Free(num_replays=2)])
+def test_every_example_is_attacked_within_its_own_radius(method):
+    radii = jnp.asarray([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    found = run(method, perturbations=LinfBall(radii), num_steps=4, batch_size=3).history
+    places = jnp.argmax(jnp.all(found["xs"][:, :, None] == XS, axis=-1), axis=-1)
+    assert len(set(places.ravel().tolist())) == len(XS)  # the batches are not the first rows
+    moved = jnp.max(jnp.abs(found["xs_adv"] - found["xs"]), axis=-1)
+    assert bool(jnp.all(moved <= radii[places] * (1 + 1e-12)))
+    if isinstance(method, Adversarial):
+        np.testing.assert_allclose(moved, radii[places], rtol=1e-12)  # sign steps of 1.2 radii reach the boundary
+
+
+def test_radii_that_do_not_fit_the_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"radii of shape \(2,\) for 6 inputs; give one radius, or one for each"):
+        run(Adversarial(), perturbations=LinfBall(jnp.asarray([0.1, 0.2])))
