@@ -56,8 +56,8 @@ def perturbation_radius(
         name="perturbation_radius",
         title="What the radius of the perturbations does",
         text=(
-            f"{PROCEDURE}; {compared.conditions}. From ε = {compared.values[0]:g} to {compared.values[-1]:g} the "
-            f"displacement grows {_growth(moved)}fold and the change of the kernel {_growth(drift)}fold."
+            f"{PROCEDURE}; {compared.conditions}. At ε = {compared.values[-1]:g} the displacement is "
+            f"{_ratio(moved)} times that at {compared.values[0]:g}, and the change of the kernel {_ratio(drift)} times."
         ),
         figures=(
             compared.figure(["displacement"], "Displacement against the radius"),
@@ -73,7 +73,7 @@ def perturbation_radius(
     )
 
 
-def _growth(values: np.ndarray) -> str:
+def _ratio(values: np.ndarray) -> str:
     """Of the last over the first column: mean over seeds with the smallest and the largest."""
     ratios = values[:, -1] / values[:, 0]
-    return f"{np.mean(ratios):.2f} [{np.min(ratios):.2f}, {np.max(ratios):.2f}]-"
+    return f"{np.mean(ratios):.2f} [{np.min(ratios):.2f}, {np.max(ratios):.2f}]"
