@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+_MOSTLY = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -33,6 +35,7 @@ class Audit:
         num_not_monotone: Results whose history of best values decreases somewhere.
         num_not_finite: Results with a coordinate, value or output that is not finite.
         zero_gradient_fraction: Fraction of the examples at which the gradient of the loss at x is exactly zero.
+        flat_fraction: Fraction of the examples with a positive radius at which the attack did not raise the loss.
         fgsm_accuracy: Adversarial accuracy under `FGSM()` with the same loss.
         fgsm_margin_accuracy: Adversarial accuracy under `FGSM()` with the margin as objective.
         fgsm_loss: Mean loss at the points of `FGSM()` with the same loss.
@@ -50,6 +53,7 @@ class Audit:
     num_not_monotone: int
     num_not_finite: int
     zero_gradient_fraction: float
+    flat_fraction: float
     fgsm_accuracy: float
     fgsm_margin_accuracy: float
     fgsm_loss: float
@@ -130,6 +134,13 @@ def draw_findings(audit: Audit, *, adversarial_accuracy: float, surrogate_loss: 
             "weakness",
             f"The gradient of the loss is exactly zero at {audit.zero_gradient_fraction:.2%} of the inputs; a gradient "
             "attack cannot start there. Use a random start, the margin as objective, or a score-based attack.",
+        ),
+        (
+            audit.flat_fraction > _MOSTLY,
+            "flat-loss",
+            "weakness",
+            f"At {audit.flat_fraction:.2%} of the examples no point had a larger loss than the input: the loss is flat "
+            "there, or its gradient misleads. Compare with Square, which needs no gradients.",
         ),
     ]
     findings = tuple(Finding(name, severity, message) for applies, name, severity, message in rules if applies)

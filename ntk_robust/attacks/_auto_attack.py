@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._apgd import APGD
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
-from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._grading import Grades, grade, in_batches
 from ntk_robust.attacks._l2 import L2Ball
+from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
 from ntk_robust.attacks._square import Square
@@ -143,13 +143,10 @@ def auto_attack(
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
         attacks, 2020.
     """
-    check_batch(xs, ys, perturbations)
-    output = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
-    check_targets(ys, output.shape)
-    num_examples = xs.shape[0]
-    batch_size = num_examples if batch_size is None else batch_size
-    check_count("batch_size", batch_size)
     check_count("num_targets", num_targets)
+    inputs, targets, epsilons, everyone, batch_size, output = pose(
+        (apply_fn, params), xs, ys, perturbations, batch_size
+    )
     num_outputs = output.shape[0] if output.shape else None
     budget = _Budget(num_steps, num_queries, num_targets, image_shape)
     stages = list(enumerate(_stages(num_outputs, perturbations, budget)))
@@ -159,9 +156,6 @@ def auto_attack(
             raise ValueError(f"only={list(only)}; the attacks for this network and set are {sorted(names)}")
         stages = [(number, stage) for number, stage in stages if stage.name in only]
 
-    inputs = np.asarray(xs)
-    targets = np.asarray(ys, None if output.shape else output.dtype)
-    epsilons = np.asarray(radii(perturbations, num_examples))
     margin = LossObjective(apply_fn, params, Margin())
 
     def graded_at(points: np.ndarray, chosen: np.ndarray) -> Grades:
@@ -179,7 +173,6 @@ def auto_attack(
 
         return in_batches(run, batch_size, inputs[chosen], aims, epsilons[chosen], chosen)
 
-    everyone = np.arange(num_examples)
     is_right = np.asarray(graded_at(inputs, everyone).margins) < 0
     natural_accuracy = float(is_right.mean())
     order = _classes_by_logit(margin, inputs, targets, batch_size) if any(stage.rank for _, stage in stages) else None

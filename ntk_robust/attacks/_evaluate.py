@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count, count_zero
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, count_zero
 from ntk_robust.attacks._audit import Audit, draw_findings
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
-from ntk_robust.attacks._checks import check_batch, check_targets
 from ntk_robust.attacks._grading import Grades, Numbers, grade, grade_one, in_batches
+from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._replay import replay
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss, Margin
@@ -81,19 +81,11 @@ def evaluate(
         ValueError: For an empty or misshapen batch, inputs that are not finite or outside the box, labels that are not
             integers or out of range, or a loss that does not fit the output.
     """
-    check_batch(xs, ys, perturbations)
-    output = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
-    check_targets(ys, output.shape)
-    num_examples = xs.shape[0]
-    batch_size = num_examples if batch_size is None else batch_size
-    check_count("batch_size", batch_size)
+    inputs, targets, epsilons, examples, batch_size, output = pose(
+        (apply_fn, params), xs, ys, perturbations, batch_size
+    )
+    num_examples = len(inputs)
     objective = LossObjective(apply_fn, params, loss)
-
-    # Everything between the compiled programs is NumPy: each small operation on a device would be compiled first.
-    inputs = np.asarray(xs)
-    targets = np.asarray(ys, output.dtype if output.shape == () else None)
-    epsilons = np.broadcast_to(np.asarray(perturbations.epsilon), (num_examples,))
-    examples = np.arange(num_examples)
 
     def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
         around = perturbations.with_epsilon(epsilons)
@@ -140,6 +132,7 @@ def evaluate(
         num_not_monotone=int(np.sum((np.diff(found.values, axis=1) < 0).any(axis=1))),
         num_not_finite=int(np.sum(~(finite & np.isfinite(found.value)))),
         zero_gradient_fraction=float(np.mean(steps.zero_gradient)),
+        flat_fraction=float(np.mean((graded.losses <= steps.natural.losses)[epsilons > 0])) if epsilons.any() else 0.0,
         fgsm_accuracy=accuracy(np.maximum(natural_margins, steps.on_loss.margins)),
         fgsm_margin_accuracy=accuracy(np.maximum(natural_margins, steps.on_margin.margins)),
         fgsm_loss=float(np.mean(np.maximum(steps.natural.losses, steps.on_loss.losses))),

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
-from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss
 
@@ -64,17 +64,9 @@ def minimum_radius(
     Raises:
         ValueError: As `evaluate`, and if `num_halvings` is not a whole number ≥ 1.
     """
-    check_batch(xs, ys, perturbations)
     check_count("num_halvings", num_halvings)
-    output = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
-    check_targets(ys, output.shape)
-    num_examples = xs.shape[0]
-    batch_size = num_examples if batch_size is None else batch_size
-    check_count("batch_size", batch_size)
+    inputs, targets, largest, examples, batch_size, _ = pose((apply_fn, params), xs, ys, perturbations, batch_size)
     objective = LossObjective(apply_fn, params, loss)
-    inputs = np.asarray(xs)
-    targets = np.asarray(ys, None if output.shape else output.dtype)
-    examples = np.arange(num_examples)
 
     def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
         return grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
@@ -82,7 +74,6 @@ def minimum_radius(
     def run_norms(points: Array, xs: Array) -> Array:
         return _norms(perturbations, points, xs)
 
-    largest = np.asarray(radii(perturbations, num_examples), inputs.dtype)
     natural = in_batches(run_grading, batch_size, inputs, inputs, targets, largest)
     radius = np.where(natural.margins >= 0, 0, np.inf).astype(inputs.dtype)
     x_adv = inputs.copy()

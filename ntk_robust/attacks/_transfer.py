@@ -1,15 +1,14 @@
 """Transfer attacks: points made for one function, graded on another."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, radii, run_batch
-from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss
 
@@ -65,21 +64,14 @@ def transfer(
     Raises:
         ValueError: As `evaluate`, for either network.
     """
-    check_batch(xs, ys, perturbations)
-    for apply_fn, params in (source, target):
-        check_targets(ys, jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)).shape)
-    num_examples = xs.shape[0]
-    batch_size = num_examples if batch_size is None else batch_size
-    check_count("batch_size", batch_size)
-    inputs = np.asarray(xs)
-    targets = np.asarray(ys, xs.dtype if jnp.issubdtype(ys.dtype, jnp.floating) else None)
-    epsilons = np.asarray(radii(perturbations, num_examples))
+    pose(target, xs, ys, perturbations, batch_size)
+    inputs, targets, epsilons, examples, batch_size, _ = pose(source, xs, ys, perturbations, batch_size)
 
     def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
         around = perturbations.with_epsilon(epsilons)
         return run_batch(attack, LossObjective(*source, loss), xs, ys, around, examples=examples, key=key)
 
-    found = in_batches(run_attack, batch_size, inputs, targets, epsilons, np.arange(num_examples))
+    found = in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
     points = np.asarray(found.x_adv)
 
     def graded_at(network: tuple[ApplyFn, PyTree], points: np.ndarray) -> Grades:

@@ -127,6 +127,7 @@ def test_honest_attacks_have_no_faults_and_true_numbers(attack, problem):
     assert found.surrogate_loss == pytest.approx(np.mean(log_sum - attacked[np.arange(20), labels]))
     assert np.abs(np.asarray(found.x_adv - xs)).max() <= 0.08 + 1e-15
     assert ("weaker-than-fgsm" in names(found)) == isinstance(attack, Identity)
+    assert ("flat-loss" in names(found)) == isinstance(attack, Identity)
 
 
 def test_points_outside_the_set_never_count_as_successes(problem):
@@ -188,7 +189,8 @@ def test_a_network_that_rounds_its_input_is_reported_to_hide_its_gradient(proble
 
     attack = PGD(8, 0.3, random_start=False)
     found = evaluate(stepped, params, xs, ys, attack=attack, perturbations=SET, loss=CrossEntropy(), key=jr.key(0))
-    assert "zero-gradient" in names(found)
+    assert {"zero-gradient", "flat-loss"} <= set(names(found))
+    assert found.audit.flat_fraction == 1.0
     assert found.audit.zero_gradient_fraction == 1.0
     assert found.audit.is_sound
 
