@@ -93,6 +93,7 @@ def test_nothing_of_the_size_of_points_times_training_points_times_dimension_is_
     assert cube in program(lambda x: by_pairs(predictor, x))  # what is avoided, and what this test would catch
 
 
+@pytest.mark.slow
 def test_at_a_training_point_the_gradient_is_finite_and_leaves_that_point_out(key):
     predictor = make("zonal", key)
     x = predictor.x_train[3]
