@@ -62,7 +62,7 @@ def margin_specification(y: Int[Array, ""], num_classes: int, dtype: jnp.dtype |
     """
     if num_classes < 2:
         raise ValueError(f"{num_classes} classes leave nothing to lead; give at least 2")
-    others = jnp.arange(num_classes - 1)
+    others = jnp.arange(num_classes - 1, dtype=y.dtype)  # labels of data sets are int32 also where integers are int64
     others = others + (others >= y).astype(others.dtype)
     eye = jnp.eye(num_classes, dtype=dtype)
     return eye[y][None] - eye[others]
