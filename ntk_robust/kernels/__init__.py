@@ -3,7 +3,6 @@
 from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel, rkhs_distance_squared
 from ntk_robust.kernels._conjugate_gradients import IterativeSolution, conjugate_gradients
-from ntk_robust.kernels._convolutional import ConvolutionalKernel
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._empirical import (
     empirical_nngp,
@@ -41,11 +40,11 @@ from ntk_robust.kernels._regression import (
     kernel_regression,
 )
 from ntk_robust.kernels._spectrum import Eigenpairs, Interval, effective_dimension, eigenpairs, leading_eigenpairs
+from ntk_robust.kernels._through_neural_tangents import NeuralTangentsKernel
 from ntk_robust.kernels._zonal import ZonalFit, ZonalKernel
 
 __all__ = [
     "AbstractKernel",
-    "ConvolutionalKernel",
     "DenseKernel",
     "Eigenpairs",
     "GradientFlow",
@@ -56,6 +55,7 @@ __all__ = [
     "KernelPredictor",
     "KernelRegression",
     "MercerSpectrum",
+    "NeuralTangentsKernel",
     "NtkAndNngp",
     "NtkCost",
     "Preconditioner",

@@ -1,11 +1,11 @@
 """Kernels of infinitely wide networks, from the description of the network."""
 
 from ntk_robust.kernels._base import AbstractKernel
-from ntk_robust.kernels._convolutional import ConvolutionalKernel
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._duals import PiecewiseLinearDual, dual_of
+from ntk_robust.kernels._through_neural_tangents import NeuralTangentsKernel
 from ntk_robust.kernels._zonal import ZonalKernel
-from ntk_robust.models import AbstractModel, Convolutional, DeepReluNet, FullyConnected, PairedTwoLayerNet
+from ntk_robust.models import AbstractModel, Attention, Convolutional, DeepReluNet, FullyConnected, PairedTwoLayerNet
 
 # Deeper, the polynomials of the zonal form need so many coefficients that their rounding shows.
 _MAX_ZONAL_LAYERS = 24
@@ -26,7 +26,8 @@ def analytic_ntk(model: AbstractModel) -> AbstractKernel:
 
     Returns:
         A `ZonalKernel` for fully connected networks without biases whose activation is piecewise linear, a
-        `DenseKernel` for other fully connected ones, a `ConvolutionalKernel` for convolutional ones.
+        `DenseKernel` for other fully connected ones, a `NeuralTangentsKernel` for convolutional and attention
+        networks.
 
     Raises:
         ValueError: If no layer of `model` trains.
@@ -61,12 +62,11 @@ def analytic_ntk(model: AbstractModel) -> AbstractKernel:
             return DenseKernel(
                 dual, input_scale=1.0, w_std=1.0, b_std=0.0, weight_terms=(1.0, 0.0), bias_terms=(0.0, 0.0)
             )
-        case Convolutional():
-            return ConvolutionalKernel(model, "ntk")
+        case Convolutional() | Attention():
+            return NeuralTangentsKernel(model, "ntk")
     raise TypeError(
-        f"no analytic NTK for a {type(model).__name__}; give a FullyConnected, Convolutional, DeepReluNet or "
-        "PairedTwoLayerNet, or "
-        "build the kernel with load_neural_tangents().stax"
+        f"no analytic NTK for a {type(model).__name__}; give a FullyConnected, Convolutional, Attention, "
+        "DeepReluNet or PairedTwoLayerNet, or build the kernel with load_neural_tangents().stax"
     )
 
 
@@ -80,7 +80,8 @@ def analytic_nngp(model: AbstractModel) -> AbstractKernel:
 
     Returns:
         A `ZonalKernel` for fully connected networks without biases whose activation is piecewise linear, a
-        `DenseKernel` for other fully connected ones, a `ConvolutionalKernel` for convolutional ones.
+        `DenseKernel` for other fully connected ones, a `NeuralTangentsKernel` for convolutional and attention
+        networks.
 
     Raises:
         ValueError: For `PairedTwoLayerNet`, whose output at initialization is exactly 0.
@@ -100,12 +101,11 @@ def analytic_nngp(model: AbstractModel) -> AbstractKernel:
             return ZonalKernel(2.0, (*frozen, 1.0))
         case PairedTwoLayerNet():
             raise ValueError("the paired network's output at initialization is 0, so it has no NNGP; use analytic_ntk")
-        case Convolutional():
-            return ConvolutionalKernel(model, "nngp")
+        case Convolutional() | Attention():
+            return NeuralTangentsKernel(model, "nngp")
     raise TypeError(
-        f"no analytic NNGP for a {type(model).__name__}; give a FullyConnected, Convolutional or DeepReluNet, "
-        "or build the kernel "
-        "with load_neural_tangents().stax"
+        f"no analytic NNGP for a {type(model).__name__}; give a FullyConnected, Convolutional, Attention or "
+        "DeepReluNet, or build the kernel with load_neural_tangents().stax"
     )
 
 

@@ -15,6 +15,7 @@ from ntk_robust.models._activations import (
     Softplus,
     Tanh,
 )
+from ntk_robust.models._attention import Attention, AttentionLayer, AttentionParams
 from ntk_robust.models._convolutional import Convolutional
 from ntk_robust.models._deep_relu import DeepReluNet, DeepReluParams
 from ntk_robust.models._fully_connected import Dense, FullyConnected
@@ -25,6 +26,9 @@ __all__ = [
     "Abs",
     "AbstractActivation",
     "AbstractModel",
+    "Attention",
+    "AttentionLayer",
+    "AttentionParams",
     "Convolutional",
     "Cos",
     "DeepReluNet",

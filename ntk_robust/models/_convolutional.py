@@ -1,4 +1,4 @@
-"""Convolutional networks in NTK parameterization."""
+"""Convolutional networks in NTK and standard parameterization."""
 
 # An equinox AbstractVar may be filled by a property, which pyright cannot say.
 # pyright: reportIncompatibleVariableOverride=false
@@ -22,8 +22,9 @@ class Convolutional(AbstractModel):
     r"""Convolutions with an activation after each, then all pixels or their mean, then a linear readout.
 
     Every layer is $z = \frac{s_w}{\sqrt n} W * x + s_b b$ with independent standard normal $W$ and $b$ and fan-in $n$,
-    the inputs of one filter; images are padded with zeros to keep their size. All layers train. Examples are flat, like
-    those of every model here: rows of pixels of channels.
+    the inputs of one filter; in standard parameterization $z = W * x + b$ with $W \sim N(0, s_w^2/n)$, $b \sim N(0,
+    s_b^2)$. Images are padded with zeros to keep their size. All layers train. Examples are flat, like those of every
+    model here: rows of pixels of channels.
 
     Attributes:
         image_shape: Height, width and channels of an example.
@@ -33,6 +34,7 @@ class Convolutional(AbstractModel):
         filter_shape: Height and width of the filters.
         pooling: "none" reads all pixels of the last layer, "average" their mean.
         activation: $\sigma$ after every convolution.
+        parameterization: "ntk" or "standard".
         w_std: $s_w$.
         b_std: $s_b$; 0 means that there are no biases at all.
     """
@@ -44,6 +46,7 @@ class Convolutional(AbstractModel):
     filter_shape: tuple[int, int] = eqx.field(default=(3, 3), static=True)
     pooling: Literal["none", "average"] = eqx.field(default="none", static=True)
     activation: AbstractActivation = Relu()
+    parameterization: Literal["ntk", "standard"] = eqx.field(default="ntk", static=True)
     w_std: float = eqx.field(default=math.sqrt(2.0), static=True)
     b_std: float = eqx.field(default=0.0, static=True)
 
@@ -57,6 +60,8 @@ class Convolutional(AbstractModel):
         check_scale("Convolutional", "b_std", self.b_std)
         if self.pooling not in ("none", "average"):
             raise ValueError(f"pooling is {self.pooling!r}; give 'none' or 'average'")
+        if self.parameterization not in ("ntk", "standard"):
+            raise ValueError(f"parameterization is {self.parameterization!r}; give 'ntk' or 'standard'")
 
     @property
     def input_dim(self) -> int:
@@ -80,11 +85,12 @@ class Convolutional(AbstractModel):
     def init(self, *, key: Key[Array, ""], dtype: DTypeLike | None = None) -> tuple[Dense, ...]:
         """One `Dense` per layer; a filter is a row, flat like the examples."""
         layers = []
-        keys = jr.split(key, len(self.fan_ins))
+        keys, standard = jr.split(key, len(self.fan_ins)), self.parameterization == "standard"
         for layer_key, fan_in, fan_out in zip(keys, self.fan_ins, self.fan_outs, strict=True):
             weight_key, bias_key = jr.split(layer_key)
-            bias = normal(bias_key, (fan_out,), 1.0, dtype) if self.b_std else None
-            layers.append(Dense(normal(weight_key, (fan_out, fan_in), 1.0, dtype), bias))
+            weight = normal(weight_key, (fan_out, fan_in), self.w_std / math.sqrt(fan_in) if standard else 1.0, dtype)
+            bias = normal(bias_key, (fan_out,), self.b_std if standard else 1.0, dtype) if self.b_std else None
+            layers.append(Dense(weight, bias))
         return tuple(layers)
 
     def preactivations(self, params: tuple[Dense, ...], x: Float[Array, " d"]) -> tuple[Array, ...]:
@@ -112,7 +118,9 @@ class Convolutional(AbstractModel):
         return mask_like(params, True)
 
     def _scaled(self, z: Float[Array, "*pixels c"], dense: Dense, fan_in: int) -> Float[Array, "*pixels c"]:
-        z = z * (self.w_std / math.sqrt(fan_in))
+        standard = self.parameterization == "standard"
+        z = z if standard else z * (self.w_std / math.sqrt(fan_in))
         if dense.bias is None:
             return z
-        return z + (dense.bias * self.b_std).reshape(*(1 for _ in z.shape[:-1]), -1)
+        bias = dense.bias if standard else dense.bias * self.b_std
+        return z + bias.reshape(*(1 for _ in z.shape[:-1]), -1)
