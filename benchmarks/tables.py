@@ -85,6 +85,26 @@ def kernel_accuracy() -> str:
     return _markdown(columns, rows)
 
 
+def kernel_systems() -> str:
+    """Conjugate gradients with the matrix on disk."""
+    columns = ["rows", "matrix, s", "preconditioner, s", "conjugate gradients, s", "products", "largest residual"]
+    columns += ["peak memory, GB", "test accuracy"]
+    rows = [
+        [
+            f"{row['rows']:,}",
+            f"{row['matrix_seconds']:.0f}",
+            f"{row['setup_seconds']:.0f}",
+            f"{row['seconds']:.0f}",
+            str(row["products"]),
+            f"{row['largest_residual']:.1e}",
+            f"{row['peak_resident_bytes'] / 1e9:.2f}",
+            f"{100 * row['test_accuracy']:.2f} %",
+        ]
+        for row in _results("bench_gram")["cg"]
+    ]
+    return _markdown(columns, rows)
+
+
 def empirical_speed() -> str:
     """The layerwise kernel beside the fastest implementation of neural-tangents."""
     record = _results("bench_empirical")["networks"]
@@ -144,6 +164,7 @@ def empirical_torch() -> str:
 TABLES = {
     "kernel_speed": kernel_speed,
     "kernel_accuracy": kernel_accuracy,
+    "kernel_systems": kernel_systems,
     "empirical_speed": empirical_speed,
     "empirical_choices": empirical_choices,
     "empirical_torch": empirical_torch,
