@@ -231,7 +231,7 @@ def test_smooth_kernels_of_float32_points_are_accurate_where_float64_is_switched
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", [Erf(), Tanh()], ids=repr)
+@pytest.mark.parametrize("activation", [Sin(), Tanh()], ids=repr)
 def test_derivatives_and_diagonals_in_single_precision_are_those_in_double(activation):
     kernel, _ = network(activation, 2, dim=3)
     x, z = np.random.default_rng(5).normal(size=(2, 4, 3)).astype(np.float32)
@@ -240,7 +240,8 @@ def test_derivatives_and_diagonals_in_single_precision_are_those_in_double(activ
         gradients = jax.vmap(jax.grad(jax.jit(kernel)))(x, z)
         if activation == Tanh():
             return (gradients,)
-        return gradients, jax.hessian(kernel)(x[0], z[0]), jax.grad(lambda v: jnp.sum(kernel.diagonal(v)))(x)
+        curvature = jax.jvp(jax.grad(lambda v: kernel(v, z[0])), (x[0],), (x[1],))[1]
+        return gradients, curvature, jax.grad(lambda v: jnp.sum(kernel.diagonal(v)))(x)
 
     expected = jax.jit(everything)(*(jnp.asarray(v, jnp.float64) for v in (x, z)))
     with jax.enable_x64(False):

@@ -17,6 +17,7 @@ MODELS = [
     models.DeepReluNet(5, 8, 1, first_activation=False),
     models.PairedTwoLayerNet(5, 8),
     models.PairedTwoLayerNet(5, 8, activation=models.Tanh()),
+    models.Attention((5, 1), 4, 2, 1, 2, b_std=0.2, pooling="none"),
 ]
 
 
@@ -26,7 +27,7 @@ def test_weights_and_outputs_have_the_dtype_and_shape_asked_for(model, dtype, ke
     params = model.init(key=key, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
     scalar = getattr(model, "num_outputs", "scalar") == "scalar"
-    output = model.apply(params, jnp.ones(5, dtype))
+    output = jax.jit(model.apply)(params, jnp.ones(5, dtype))
     assert output.dtype == dtype
     assert output.shape == (() if scalar else (model.num_outputs,))
 
@@ -83,6 +84,23 @@ def test_the_deep_relu_net_is_the_loop_over_layers(first_activation, key):
     np.testing.assert_allclose(model.apply(params, jnp.asarray(x)), np.asarray(params.readout) @ h, rtol=1e-12)
 
 
+def test_attention_is_the_loop_over_heads(key):
+    model = models.Attention((5, 2), 4, 3, 1, 2, b_std=0.2, pooling="none", score_std=1.5)
+    params = model.init(key=key)
+    x = np.asarray(jr.normal(key, (10,)))
+    tokens, layer, heads = x.reshape(5, 2), jax.tree.map(np.asarray, params.layers[0]), []
+    for head in range(3):
+        keys = tokens @ layer.key[head]
+        scores = np.exp(1.5 * keys @ keys.T / (2 * 4))
+        heads.append(scores / scores.sum(axis=1, keepdims=True) @ tokens @ layer.value[head])
+    w_std = np.sqrt(2.0)
+    z = np.concatenate(heads, axis=1) @ layer.output.weight.T * w_std / np.sqrt(2 * 3 * 4) + 0.2 * layer.output.bias
+    features = np.maximum(z, 0).reshape(-1)
+    readout = jax.tree.map(np.asarray, params.readout)
+    expected = readout.weight @ features * w_std / np.sqrt(features.size) + 0.2 * readout.bias
+    np.testing.assert_allclose(jax.jit(model.apply)(params, jnp.asarray(x)), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("parameterization", ["ntk", "standard"])
 def test_both_parameterizations_start_with_the_variance_of_the_theory(parameterization, key):
     # A linear network of one hidden layer: Var f = w⁴ |x|²/d + w² b² + b² at every width.
@@ -91,7 +109,7 @@ def test_both_parameterizations_start_with_the_variance_of_the_theory(parameteri
     )
     x = jnp.asarray([1.0, -2.0, 0.5, 0.25])
     num_draws = 4000
-    outputs = jax.vmap(lambda k: model.apply(model.init(key=k), x))(jr.split(key, num_draws))
+    outputs = jax.jit(jax.vmap(lambda k: model.apply(model.init(key=k), x)))(jr.split(key, num_draws))
     variance = 1.2**4 * float(x @ x) / 4 + 1.2**2 * 0.25 + 0.25
     squares = outputs**2
     assert abs(float(jnp.mean(squares)) - variance) < 4 * float(jnp.std(squares)) / np.sqrt(num_draws)
@@ -99,11 +117,12 @@ def test_both_parameterizations_start_with_the_variance_of_the_theory(parameteri
 
 @pytest.mark.parametrize("first_activation", [True, False])
 def test_the_deep_relu_net_keeps_the_norm_of_its_input(first_activation, key):
-    model = models.DeepReluNet(10, 32, 2, first_activation=first_activation)
-    x = jr.normal(key, (10,))
+    model = models.DeepReluNet(4, 8, 2, first_activation=first_activation)
+    x = jr.normal(key, (4,))
     x = x / jnp.linalg.norm(x)
     num_draws = 2000
-    last = jax.vmap(lambda k: jax.nn.relu(model.preactivations(model.init(key=k), x)[-1]))(jr.split(key, num_draws))
+    draw = jax.vmap(lambda k: jax.nn.relu(model.preactivations(model.init(key=k), x)[-1]))
+    last = jax.jit(draw)(jr.split(key, num_draws))
     squares = jnp.sum(last**2, axis=1)
     expected = 1.0 if first_activation else 2.0  # exact at every width
     assert abs(float(jnp.mean(squares)) - expected) < 5 * float(jnp.std(squares)) / np.sqrt(num_draws)
