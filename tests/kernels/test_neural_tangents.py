@@ -390,6 +390,7 @@ def test_monte_carlo_kernels_have_the_analytic_kernels_as_their_mean(points, key
 # nt.linearize, nt.taylor_expand
 
 
+@pytest.mark.slow
 def test_linearize_adds_the_jacobian_times_the_displacement(points, key):
     x, _ = points
     init_key, move_key = jax.random.split(key)
@@ -469,7 +470,7 @@ def test_gradient_descent_on_squares_is_the_matrix_exponential_in_and_out_of_tra
     np.testing.assert_allclose(test_prediction(None, k_test), flow(regression, np.inf)[1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("time", [3.0, None])
+@pytest.mark.parametrize("time", [pytest.param(3.0, marks=pytest.mark.slow), None])
 def test_gradient_descent_on_squares_takes_a_traced_kernel(time, regression):
     targets, k_test = jnp.asarray(regression["targets"]), jnp.asarray(regression["test"])
 
@@ -487,6 +488,7 @@ def test_gradient_descent_on_squares_takes_a_traced_kernel(time, regression):
     np.testing.assert_allclose(np.sum(gradient * direction), (ahead - behind) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_descent_by_the_differential_equation_agrees_for_squares(regression):
     targets, k_test = jnp.asarray(regression["targets"]), jnp.asarray(regression["test"])
 

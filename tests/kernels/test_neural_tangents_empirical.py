@@ -109,13 +109,21 @@ def test_every_implementation_is_the_product_of_jacobians(name, implementation):
     np.testing.assert_allclose(kernel_fn(x1, x2, params), jacobian_product(name), rtol=1e-11, atol=1e-11)
 
 
+TRACE = {"trace_axes": (-1,)}, "abii->ab"
+DIAGONAL = {"trace_axes": (), "diagonal_axes": (-1,)}, "abii->abi"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dense", "conv"])
-@pytest.mark.parametrize("implementation", [VECTOR_PRODUCTS, STRUCTURED])
-@pytest.mark.parametrize("vmap_axes", [None, 0])
 @pytest.mark.parametrize(
-    ("axes", "contraction"),
-    [({"trace_axes": (-1,)}, "abii->ab"), ({"trace_axes": (), "diagonal_axes": (-1,)}, "abii->abi")],
+    ("name", "implementation", "vmap_axes", "axes", "contraction"),
+    [
+        (name, implementation, vmap_axes, *form)
+        for i, name in enumerate(["dense", "conv"])
+        for j, implementation in enumerate([VECTOR_PRODUCTS, STRUCTURED])
+        for k, vmap_axes in enumerate([None, 0])
+        for l, form in enumerate([TRACE, DIAGONAL])
+        if (i + j + k + l) % 2 == 0  # half of all combinations, and all of any three choices
+    ],
 )
 def test_traces_and_diagonals_are_those_of_the_full_kernel(name, implementation, vmap_axes, axes, contraction):
     apply_fn, params, x1, x2 = network(name)
@@ -125,9 +133,13 @@ def test_traces_and_diagonals_are_those_of_the_full_kernel(name, implementation,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
-    "rules", [{"_j_rules": False, "_fwd": True}, {"_j_rules": False, "_fwd": False}, {"_s_rules": False}]
+    ("name", "rules"),
+    [
+        *((name, {"_s_rules": False}) for name in NETWORKS),
+        *((name, {"_j_rules": False, "_fwd": True}) for name in ("dense", "plain", "deep conv")),
+        *((name, {"_j_rules": False, "_fwd": False}) for name in ("conv", "plain", "standard", "attention")),
+    ],
 )
 def test_structured_derivatives_agree_without_their_rules(name, rules):
     # These go through the derivative of one equation at a time, forward and backward.

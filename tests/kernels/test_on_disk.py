@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -153,7 +152,8 @@ def test_limits_of_control_groups_count_as_memory(tmp_path):
     assert _forecast._control_groups(tmp_path / "root", tmp_path / "none") == []
 
 
-# A run that kills itself without notice at a chosen moment of its third tile.
+# Runs that kill themselves without notice at a chosen moment of their third tile: one process that loads everything,
+# and a fork of it for each moment.
 _RUN = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -161,17 +161,10 @@ import numpy as np
 from ntk_robust.kernels import _on_disk, analytic_ntk, gram
 from ntk_robust.models import FullyConnected
 
-folder, moment = Path(sys.argv[1]), sys.argv[2]
 x = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 note, write = _on_disk._note, _on_disk._write
 noted = 0
-
-def watch():
-    chunks = folder / "gram.zarr"
-    while True:
-        if noted and chunks.exists() and any("lock" in name for name in os.listdir(chunks)):
-            die()
 
 class Cut:
     def __init__(self, log): self.log = log
@@ -179,63 +172,87 @@ class Cut:
         self.log.write(data[: len(data) // 2])
         die()
 
-def note_and_die(log, start, written):
-    global noted
-    if noted == 3:
-        if moment == "before the note":
-            [future.result() for future in written]
-            die()
-        if moment == "in the middle of the note":
-            note(Cut(log), start, written)
-        if moment == "between tiles":
-            note(log, start, written)
-            die()
-    note(log, start, written)
-    noted += 1
+def run(folder, moment):
+    def watch():
+        chunks = folder / "gram.zarr"
+        while True:
+            if noted and chunks.exists() and any("lock" in name for name in os.listdir(chunks)):
+                die()
 
-def write_after_noting(store, plan, start, block):
-    if noted == 3:  # the planted fault: noted first, killed before the data are there
-        note(open(folder / "tiles_done.txt", "ab", buffering=0), start, [])
-        die()
-    return write(store, plan, start, block)
+    def note_and_die(log, start, written):
+        global noted
+        if noted == 3:
+            if moment == "before the note":
+                [future.result() for future in written]
+                die()
+            if moment == "in the middle of the note":
+                note(Cut(log), start, written)
+            if moment == "between tiles":
+                note(log, start, written)
+                die()
+        note(log, start, written)
+        noted += 1
 
-if moment == "in the middle of a tile":
-    threading.Thread(target=watch, daemon=True).start()
-elif moment == "planted fault":
-    _on_disk._write = write_after_noting
-_on_disk._note = note_and_die
-gram(analytic_ntk(FullyConnected(8, 1, 3, "scalar")), x, tile=300, out=folder)
+    def write_after_noting(store, plan, start, block):
+        if noted == 3:  # the planted fault: noted first, killed before the data are there
+            note(open(folder / "tiles_done.txt", "ab", buffering=0), start, [])
+            die()
+        return write(store, plan, start, block)
+
+    if moment == "in the middle of a tile":
+        threading.Thread(target=watch, daemon=True).start()
+    elif moment == "planted fault":
+        _on_disk._write = write_after_noting
+    _on_disk._note = note_and_die
+    gram(analytic_ntk(FullyConnected(8, 1, 3, "scalar")), x, tile=300, out=folder)
+
+for moment in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            run(Path(sys.argv[1]) / moment, moment)
+        finally:
+            os._exit(1)  # never the rest of this program
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, moment
 """
 
+MOMENTS = ["in the middle of a tile", "before the note", "in the middle of the note", "between tiles"]
 
-def _killed_run(folder, moment):
-    command = [sys.executable, "-c", _RUN, str(folder), moment]
+
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory):
+    """A folder with what a killed run left at each moment."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", _RUN, str(folder), *MOMENTS, "planted fault"]
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
 
-def _assert_that_the_continued_run_has_the_same_bits(folder):
+@pytest.fixture(scope="module")
+def whole_matrix():
     x = np.random.default_rng(0).normal(size=(1200, 8)).astype(np.float32)
     kernel = analytic_ntk(FullyConnected(8, 1, 3, "scalar"))
+    return kernel, x, gram(kernel, x, tile=300)
+
+
+def _assert_that_the_continued_run_has_the_same_bits(folder, whole_matrix):
+    kernel, x, expected = whole_matrix
     assert 1 <= len(_on_disk._finished(folder / "tiles_done.txt")) < 10
     store = gram(kernel, x, tile=300, out=folder)
-    np.testing.assert_array_equal(store.read().result(), gram(kernel, x, tile=300))
+    np.testing.assert_array_equal(store.read().result(), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment", ["in the middle of a tile", "before the note", "in the middle of the note", "between tiles"]
-)
-def test_a_run_killed_at_any_moment_continues_and_ends_with_the_same_bits(tmp_path, moment):
-    _killed_run(tmp_path / "k", moment)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_any_moment_continues_and_ends_with_the_same_bits(moment, killed_runs, whole_matrix):
     if moment == "in the middle of a tile":
-        assert any("lock" in path.name for path in (tmp_path / "k" / "gram.zarr").iterdir())
-    _assert_that_the_continued_run_has_the_same_bits(tmp_path / "k")
+        assert any("lock" in path.name for path in (killed_runs / moment / "gram.zarr").iterdir())
+    _assert_that_the_continued_run_has_the_same_bits(killed_runs / moment, whole_matrix)
 
 
 @pytest.mark.slow
-def test_a_tile_noted_before_it_is_written_would_be_noticed(tmp_path):
-    _killed_run(tmp_path / "k", "planted fault")
+def test_a_tile_noted_before_it_is_written_would_be_noticed(killed_runs, whole_matrix):
     with pytest.raises(AssertionError, match="not equal"):
-        _assert_that_the_continued_run_has_the_same_bits(tmp_path / "k")
+        _assert_that_the_continued_run_has_the_same_bits(killed_runs / "planted fault", whole_matrix)
