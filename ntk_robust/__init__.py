@@ -13,6 +13,7 @@ __all__ = [
     "attacks",
     "certify",
     "data",
+    "expressiveness",
     "kernels",
     "losses",
     "models",
