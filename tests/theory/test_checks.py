@@ -13,7 +13,17 @@ from ntk_robust.theory import CheckResult, Verdict, check_names, run_check, sele
 DOCS = Path(__file__).parents[2] / "docs" / "theory"
 SEED = 7
 QUICK_CPU_SECONDS = 60
-SLOW = {"gao2019_certificate", "gao2019_random_features", "gao2019_smooth_two_layer"}
+SLOW = {
+    "gao2019_capacity_converse",
+    "gao2019_certificate",
+    "gao2019_depth",
+    "gao2019_optimal_robust_loss",
+    "gao2019_random_features",
+    "gao2019_smooth_two_layer",
+    "gao2019_two_epsilon",
+    "gao2019_universality",
+    "gao2019_weak_attack",
+}
 
 
 @functools.cache

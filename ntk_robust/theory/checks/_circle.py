@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust.attacks import SphereSlice
+from ntk_robust.attacks import AbstractAttack, SphereSlice
 from ntk_robust.data import circle_points
 from ntk_robust.losses import Absolute
 from ntk_robust.models import AbstractActivation, PairedParams, PairedTwoLayerNet
-from ntk_robust.theory.checks._adversaries import arc_grid
+from ntk_robust.theory.checks._adversaries import arc_grid, gradient_steps
+from ntk_robust.training import FrobeniusBall, Step, fit
 
 _FIT_POINTS = 9  # of each arc
 _SUP_POINTS = 4097  # of each arc
@@ -117,6 +118,69 @@ def _grid_outputs(problem: CircleProblem, params: PairedParams) -> Float[Array, 
     pieces = grids.reshape(-1, _SUP_CHUNK, 3)
     outputs = jax.lax.map(jax.vmap(lambda x: problem.net.apply(params, x)), pieces)
     return outputs.reshape(len(problem.xs), _SUP_POINTS)
+
+
+class RobustRecord(eqx.Module):
+    """Records L_*(W_t) on a grid of each arc in every step.
+
+    Attributes:
+        problem: The problem.
+        num_points: Points of the grid.
+    """
+
+    problem: CircleProblem
+    num_points: int = eqx.field(static=True)
+
+    def __call__(self, step: Step) -> dict[str, Array]:
+        """The loss of the weights before the step."""
+        grids = jax.vmap(lambda x: arc_grid(x, self.problem.arcs, self.num_points))(self.problem.xs)
+        outputs = jax.vmap(jax.vmap(lambda x: self.problem.net.apply(step.params, x)))(grids)
+        return {"robust_loss": jnp.mean(jnp.max(jnp.abs(outputs - self.problem.ys[:, None]), axis=1))}
+
+
+class ArcRun(NamedTuple):
+    """A run of adversarial training on arcs.
+
+    Attributes:
+        surrogate_loss: L_A(W_t).
+        robust_loss: L_*(W_t), on the grid.
+        params: The last weights.
+    """
+
+    surrogate_loss: Float[np.ndarray, " steps"]
+    robust_loss: Float[np.ndarray, " steps"]
+    params: PairedParams
+
+
+def train_on_arcs(
+    problem: CircleProblem,
+    attack: AbstractAttack,
+    *,
+    step_size: float,
+    num_steps: int,
+    num_points: int,
+    key: Key[Array, ""],
+    radius: float | None = None,
+) -> ArcRun:
+    """The library's loop with the absolute error, projected on the ball of this radius around W_0 if one is given."""
+    result = fit(
+        problem.net.apply,
+        problem.params,
+        problem.xs,
+        problem.ys,
+        loss=Absolute(),
+        attack=attack,
+        perturbations=problem.arcs,
+        optimizer=gradient_steps(step_size),
+        num_steps=num_steps,
+        trainable=problem.net.trainable_mask(problem.params),
+        constraint=None if radius is None else FrobeniusBall(radius),
+        record=RobustRecord(problem, num_points),
+        throw=True,
+        key=key,
+    )
+    histories = (np.asarray(result.history[name]) for name in ("surrogate_loss", "robust_loss"))
+    return ArcRun(*histories, result.params)
 
 
 def mean_loss(problem: CircleProblem, params: PairedParams, xs: Float[Array, "n 3"]) -> Float[Array, ""]:

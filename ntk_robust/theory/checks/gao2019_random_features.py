@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ntk_robust._core import Figure, Series, Table, slope_fit
+from ntk_robust.expressiveness import representer
 from ntk_robust.models import AbstractActivation, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, summation_error
@@ -98,10 +99,10 @@ def approximant_errors(
         weight_key, sign_key = jr.split(key)
         weights = jr.normal(weight_key, (width // 2, 3), points.dtype)
         signs = jr.rademacher(sign_key, (width // 2,), points.dtype)
-        representer = (activation.derivative(weights @ target.centers.T) * target.coefficients[None]) @ target.centers
-        moves = signs[:, None] * representer / root
+        moved_by = representer(activation, target.centers, target.coefficients, weights)
+        moves = signs[:, None] * moved_by / root
         pairs = activation((weights + moves) @ points.T) - activation((weights + twin * moves) @ points.T)
-        average = 2 / width * jnp.sum((representer @ points.T) * activation.derivative(weights @ points.T), axis=0)
+        average = 2 / width * jnp.sum((moved_by @ points.T) * activation.derivative(weights @ points.T), axis=0)
         outputs = signs @ pairs / root
         return Errors(
             (1 + twin**2) * jnp.sum(moves**2),
