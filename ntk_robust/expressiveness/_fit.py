@@ -66,15 +66,25 @@ class ErrorCurve(eqx.Module):
 
     fits: tuple[Fit, ...]
 
+    def _attained(self) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Norms of the functions in increasing order, and the smallest error up to each."""
+        norms = np.array([fit.norm for fit in self.fits])
+        order = np.argsort(norms, kind="stable")
+        return norms[order], np.minimum.accumulate([self.fits[i].error_upper for i in order])
+
     def lower(self, radius: float) -> float:
         """Certified lower bound of E at a radius: the highest of the dual lines, at least 0."""
-        return max(0.0, *(fit.dual_value - radius * fit.dual_norm for fit in self.fits))
+        return max([0.0, *(fit.dual_value - radius * fit.dual_norm for fit in self.fits)])
 
     def upper(self, radius: float) -> float:
         """Certified upper bound of E at a radius; inf below the smallest norm of a fit."""
-        norms = np.array([fit.norm for fit in self.fits])
-        errors = np.minimum.accumulate([fit.error_upper for fit in self.fits])
-        return float("inf") if radius < norms[0] else float(np.interp(radius, norms, errors))
+        norms, errors = self._attained()
+        last = int(np.searchsorted(norms, radius, side="right")) - 1
+        if last < 0:
+            return float("inf")
+        if last == len(norms) - 1 or not np.isfinite(errors[last]):
+            return float(errors[last])
+        return float(np.interp(radius, norms[last : last + 2], errors[last : last + 2]))
 
     def smallest_radius(self, error: float) -> tuple[float, float]:
         r"""Lower and upper bound of the smallest R with E(R) ≤ `error`.
@@ -82,8 +92,7 @@ class ErrorCurve(eqx.Module):
         The upper one is inf where no fit gets so low, the lower one 0 where no dual line says more.
         """
         lines = [(fit.dual_value - error) / fit.dual_norm for fit in self.fits if fit.dual_norm > 0.0]
-        norms = np.array([fit.norm for fit in self.fits])
-        errors = np.minimum.accumulate([fit.error_upper for fit in self.fits])
+        norms, errors = self._attained()
         reached = np.flatnonzero(errors <= error)
         if len(reached) == 0:
             upper = float("inf")
@@ -93,7 +102,7 @@ class ErrorCurve(eqx.Module):
             first = reached[0]
             share = (errors[first - 1] - error) / (errors[first - 1] - errors[first])
             upper = float(norms[first - 1] + share * (norms[first] - norms[first - 1]))
-        return max(0.0, *lines), upper
+        return max([0.0, *lines]), upper
 
 
 def best_fit(
