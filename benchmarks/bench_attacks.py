@@ -262,7 +262,8 @@ def measure_parity(arguments: argparse.Namespace) -> dict[str, Any]:
 
             peers = measure(name)
         row = {"natural_accuracy": found.natural_accuracy, "epsilon": reference.epsilon, "ntk_robust": ours}
-        networks[name] = row | {"cpu_s": seconds, "torchattacks": peers["torchattacks"], "foolbox": peers["foolbox"]}
+        row |= {"cpu_s": seconds, "peers_cpu_s": peers["cpu_s"]}
+        networks[name] = row | {"torchattacks": peers["torchattacks"], "foolbox": peers["foolbox"]}
         print(name, {attack: (ours[attack], round(peers["torchattacks"][attack], 4)) for attack in ATTACKS}, flush=True)
         print({attack: round(value, 1) for attack, value in seconds.items()}, peers["cpu_s"], flush=True)
     return {"budget": budget, "versions": stored["versions"], "networks": networks}

@@ -17,7 +17,15 @@ def code_of(page: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/index.md", "docs/training.md", "docs/certificates.md", "docs/empirical_kernels.md"]
+    "name",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/training.md",
+        "docs/attacks.md",
+        "docs/certificates.md",
+        "docs/empirical_kernels.md",
+    ],
 )
 def test_the_code_of_a_page_runs_as_printed(name, tmp_path):
     code = code_of(ROOT / name)

@@ -177,7 +177,7 @@ def _gradients(
 
     def entries_at(complement: Array, norm_x: Array) -> Array:
         moved = pairs._replace(complement=complement, norm_x=norm_x)
-        gap = getattr(pairs, "gap", None)  # of the squared norms, which moves with the norm
+        gap = pairs.gap  # of the squared norms, which moves with the norm
         return entries(moved if gap is None else moved._replace(gap=gap + (norm_x**2 - pairs.norm_x**2)))
 
     # Scalar functions of scalars, entry by entry: this is all that is left to automatic differentiation.
