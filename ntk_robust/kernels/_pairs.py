@@ -221,11 +221,12 @@ def _complements(x: Float[Array, "n1 d"], z: Float[Array, "n2 d"], same: bool) -
     i = jnp.arange(u.shape[0])
 
     def one_a_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        left, *values = state
+        left, complement, gap = state
         j = jnp.argmax(left, axis=1)
-        exact = jax.vmap(lambda a, b: (_complement(a, b)[0], _gap(a, b)))(x, z[j])
-        values = [v.at[i, j].set(jnp.where(left[i, j], e, v[i, j])) for v, e in zip(values, exact, strict=True)]
-        return left.at[i, j].set(False), *values
+        exact, exact_gap = jax.vmap(lambda a, b: (_complement(a, b)[0], _gap(a, b)))(x, z[j])
+        complement = complement.at[i, j].set(jnp.where(left[i, j], exact, complement[i, j]))
+        gap = gap.at[i, j].set(jnp.where(left[i, j], exact_gap, gap[i, j]))
+        return left.at[i, j].set(False), complement, gap
 
     state = (_is_close(complement, same), complement, gap)
     _, complement, gap = jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, state)
@@ -243,16 +244,20 @@ def _complements_jvp(same: bool, primals: tuple[Array, Array], tangents: tuple[A
     close = _is_close(complement, same)
     i = jnp.arange(x.shape[0])
 
+    def closest(closeness: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        j = jnp.argmax(closeness, axis=1)
+        return closeness.at[i, j].set(0.0), (j, closeness[i, j] > 0.0)
+
     def from_differences(change: Array) -> Array:
         # of close pairs the product keeps only rounding, and the difference everything
-        closeness = jnp.where(close, 1.0 - complement, 0.0)
-        for _ in range(min(_MAX_CLOSE_PARTNERS, z.shape[0])):
-            j = jnp.argmax(closeness, axis=1)
-            exact = jax.vmap(_change)(x, z[j], acute[i, j], dx, dz[j])
-            exact = jnp.where(closeness[i, j] > 0.0, exact, change[i, j])
-            change = change.at[i, j].set(exact, unique_indices=True)
-            closeness = closeness.at[i, j].set(0.0)
-        return change
+        closeness = jax.lax.stop_gradient(jnp.where(close, 1.0 - complement, 0.0))
+        partners, are_close = jax.lax.scan(closest, closeness, None, length=min(_MAX_CLOSE_PARTNERS, z.shape[0]))[1]
+        exact = jax.lax.map(lambda j: jax.vmap(_change)(x, z[j], acute[i, j], dx, dz[j]), partners)
+        # Overwritten, not corrected: in reverse mode a correction would be the difference of two roundings. A row with
+        # fewer partners has its first column again, with a change of zero.
+        at = (jnp.broadcast_to(i, partners.shape), partners)
+        taken = jnp.zeros(change.shape, bool).at[at].max(are_close)
+        return jnp.where(taken, 0.0, change).at[at].add(jnp.where(are_close, exact, 0.0))
 
     change = jax.lax.cond(jnp.any(close), from_differences, lambda change: change, change)
     gap_change = 2.0 * (jnp.sum(x * dx, axis=1)[:, None] - jnp.sum(z * dz, axis=1)[None, :])

@@ -174,8 +174,9 @@ def test_what_a_point_leaves_orthogonal_to_another_has_all_digits():
         assert np.all(np.asarray(left) <= 100 * epsilon**2 * np.linalg.norm(multiple, axis=1))
 
 
-def test_derivatives_of_matrices_are_accurate_beside_a_twin():
-    kernel, terms = network(Relu(), 2, 0.3, dim=5)
+@pytest.mark.parametrize("b_std", [0.0, pytest.param(0.3, marks=slow)])
+def test_derivatives_of_matrices_are_accurate_beside_a_twin(b_std):
+    kernel, terms = network(Relu(), 2, b_std, dim=5)
     x, z = oracles.pairs_at_angles(CLOSE, 5, np.random.default_rng(1), np.float64, 1.0)
     dual = oracles.piecewise_linear(0.0)
     exact = np.stack([oracles.gradient(a, b, dual, **terms) for a, b in zip(x, z, strict=True)])
