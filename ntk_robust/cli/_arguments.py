@@ -207,6 +207,61 @@ class Kernel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attack:
+    """Attack a network that train saved, or a kernel regression, and bound its robust accuracy from both sides.
+
+    Exit code: 0, or 1 when the audit finds that the attack broke its contract.
+
+    Attributes:
+        out: Folder of the results: attack.json, a report with accuracy against radius, and examples.svg.
+        run: Folder of a run of train: its last weights are attacked, on its test examples. Where it is not given, a
+            kernel regression is fitted and attacked, and the options from kernel to ridge describe it.
+        attack: Which attack; "auto" is the ensemble AutoAttack.
+        norm: Norm of the perturbations; pixels lie in [0, 1].
+        radii: Radii, in increasing order.
+        num_steps: Steps of the attack; queries of square.
+        num_examples: Test examples.
+        certificate: Bound from below for networks; for kernels of ReLU networks without biases anything but "none" asks
+            for the certificate of their kernel space.
+        kernel: Kernel of the regression.
+        data: Its data set. All but digits are read from the data directory.
+        data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
+        train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
+        num_train: Training examples, as many of each class.
+        num_test: Test examples to choose from, as many of each class.
+        num_hidden_layers: Hidden layers of the kernel's network.
+        activation: Its nonlinearity.
+        w_std: Scale of its weights.
+        b_std: Scale of its biases; 0 means none.
+        ridge: Ridge of the regression, relative to the mean of the kernel's diagonal.
+        dtype: Precision of the regression.
+        seed: Seeds everything that is random.
+    """
+
+    out: Path = Path("attack")
+    run: Path | None = None
+    attack: Literal["pgd", "apgd", "fgsm", "square", "fab", "deep-fool", "carlini-wagner", "auto"] = "pgd"
+    norm: Literal["linf", "l2"] = "linf"
+    radii: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    num_steps: int = 40
+    num_examples: int = 100
+    certificate: Literal["crown", "alpha-crown", "interval", "none"] = "crown"
+    kernel: Literal["analytic_ntk", "analytic_nngp"] = "analytic_ntk"
+    data: DataName = "digits"
+    data_dir: Path | None = None
+    train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
+    num_train: int = 500
+    num_test: int = 200
+    num_hidden_layers: int = 2
+    activation: ActivationName = "relu"
+    w_std: float = 2**0.5
+    b_std: float = 0.0
+    ridge: float = 1e-4
+    dtype: DtypeName = "float64"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Print versions, devices, precision, which data sets are found, and what an optional part would need.
 
@@ -223,6 +278,7 @@ Command: TypeAlias = (
     | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Kernel, tyro.conf.subcommand("kernel")]
+    | Annotated[Attack, tyro.conf.subcommand("attack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -232,7 +288,7 @@ DESCRIPTION = (
 )
 
 
-def parse(arguments: list[str] | None = None) -> Reproduce | Check | Study | Train | Kernel | Doctor:
+def parse(arguments: list[str] | None = None) -> Reproduce | Check | Study | Train | Kernel | Attack | Doctor:
     """The command that the arguments (those of the process where None) ask for.
 
     Raises:

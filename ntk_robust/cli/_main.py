@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ntk_robust.cli._terminal import warn
 
 if TYPE_CHECKING:
-    from ntk_robust.cli._arguments import Check, Doctor, Kernel, Reproduce, Study, Train
+    from ntk_robust.cli._arguments import Attack, Check, Doctor, Kernel, Reproduce, Study, Train
 
 MISUSE = 2
 INTERRUPTED = 130
@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _run(command: "Reproduce | Check | Study | Train | Kernel | Doctor") -> int:
+def _run(command: "Reproduce | Check | Study | Train | Kernel | Attack | Doctor") -> int:
     """Commands import what they need, so that none waits for another's packages."""
     import jax
 
-    from ntk_robust.cli._arguments import Check, Doctor, Kernel, Reproduce, Study, Train
+    from ntk_robust.cli._arguments import Attack, Check, Doctor, Kernel, Reproduce, Study, Train
 
     jax.config.update("jax_enable_x64", True)
     match command:
@@ -70,6 +70,10 @@ def _run(command: "Reproduce | Check | Study | Train | Kernel | Doctor") -> int:
             from ntk_robust.cli._kernel import kernel
 
             return kernel(command)
+        case Attack():
+            from ntk_robust.cli._attack import attack
+
+            return attack(command)
         case Doctor():
             from ntk_robust.cli._doctor import doctor
 

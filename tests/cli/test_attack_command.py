@@ -1,0 +1,135 @@
+"""`ntk-robust attack`: what it writes agrees with NumPy, both bounds keep their order, and misuse gets one line."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ntk_robust._core import to_jsonable
+from ntk_robust.certify import Certificate
+from ntk_robust.cli import _attack, main
+from ntk_robust.cli._arguments import Train
+from ntk_robust.cli._common import examples
+
+
+def load_json(path: Path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def saved_run(tmp_path: Path) -> Path:
+    """What `train` would have left, written by hand: random features and a fitted readout."""
+    run = tmp_path / "run"
+    run.mkdir()
+    command = Train(seed=3, num_train=30, num_test=20, width=64, num_hidden_layers=1, out=run)
+    part = examples(command)
+    (run / "run.json").write_text(json.dumps({"command": "train", "arguments": to_jsonable(command)}))
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(64, 64))
+    features = np.maximum(np.asarray(part.x_train) @ first.T, 0.0)
+    readout = np.linalg.solve(features.T @ features + np.eye(64), features.T @ np.eye(10)[np.asarray(part.y_train)])
+    weights = {"[0].weight": first, "[1].weight": readout.T}
+    np.savez(run / "params.npz", **weights)
+    return run
+
+
+def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, capsys, tmp_path: Path) -> None:
+    out = tmp_path / "attack"
+    arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.0", "0.02", "--certificate", "interval"]
+    assert main(["attack", "--out", str(out), *arguments]) == 0
+    part = examples(Train(seed=3, num_train=30, num_test=20))
+    with np.load(saved_run / "params.npz") as weights:
+        features = np.maximum(np.asarray(part.x_test) @ weights["[0].weight"].T, 0.0)
+        outputs = features @ weights["[1].weight"].T  # scales do not change the class
+    accuracy = np.mean(outputs.argmax(axis=1) == np.asarray(part.y_test))
+    assert accuracy > 0.4
+    rows = load_json(out / "attack.json")["radii"]
+    assert [row["epsilon"] for row in rows] == [0.0, 0.02]
+    for row in rows:
+        assert row["natural_accuracy"] == pytest.approx(accuracy)
+        assert row["certified_accuracy"] <= row["adversarial_accuracy"] <= row["natural_accuracy"]
+        assert row["audit"]["sound"] is True
+    assert rows[0]["certified_accuracy"] == rows[0]["natural_accuracy"]  # at radius 0 only rounding is left
+    study = load_json(out / "results.json")["studies"][0]
+    labels = [series["label"] for series in study["figures"][0]["series"]]
+    assert labels == ["natural", "adversarial (fgsm)", "certified"]
+    assert "radius 0.02: natural" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_certificate_that_an_attack_refutes_stops_the_command(
+    saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(method, network, xs, *arguments, **options):
+        return Certificate(jnp.full(len(xs), 99.0), jnp.ones(len(xs), bool))
+
+    monkeypatch.setattr(_attack, "certify_batch", lie)
+    arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.02"]
+    with pytest.raises(ArithmeticError, match="went below the certified margin"):
+        main(["attack", "--out", str(tmp_path / "attack"), *arguments])
+
+
+@pytest.mark.slow
+def test_a_kernel_regression_is_attacked_and_certified_in_this_order(tmp_path: Path) -> None:
+    out = tmp_path / "attack"
+    small = ["--num-train", "40", "--num-test", "30", "--num-examples", "12", "--num-steps", "4"]
+    arguments = ["--out", str(out), *small, "--num-hidden-layers", "1", "--norm", "l2", "--radii", "0.0", "0.05", "3.0"]
+    assert main(["attack", *arguments]) == 0
+    rows = load_json(out / "attack.json")["radii"]
+    for row in rows:
+        assert row["certified_accuracy"] <= row["adversarial_accuracy"] <= row["natural_accuracy"]
+        assert row["audit"]["sound"] is True
+    assert rows[0]["certified_accuracy"] == rows[0]["natural_accuracy"] > 0.5
+    assert rows[1]["certified_accuracy"] > 0.3
+    assert rows[2]["adversarial_accuracy"] < 0.3
+    assert "<svg" in (out / "examples.svg").read_text()
+
+
+@pytest.mark.slow
+def test_the_ensemble_keeps_the_order(saved_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "attack"
+    arguments = ["--run", str(saved_run), "--attack", "auto", "--norm", "l2", "--radii", "2.0", "--num-steps", "8"]
+    assert main(["attack", "--out", str(out), *arguments]) == 0
+    (row,) = load_json(out / "attack.json")["radii"]
+    assert row["certified_accuracy"] <= row["adversarial_accuracy"] < row["natural_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--radii", "-0.1"], "give one or more finite numbers of at least 0"),
+        (["--radii", "0.2", "0.1"], "give them in increasing order"),
+        (["--num-examples", "0"], "--num-examples is 0"),
+        (["--attack", "carlini-wagner"], "add --norm l2"),
+        (["--ridge", "-1.0"], "--ridge is -1.0"),
+        (["--run", "nowhere"], "run.json: No such file"),
+        (["--num-train", "100000"], "num_train"),
+    ],
+)
+def test_misuse_ends_in_one_line_and_code_2(arguments, message: str, capsys, tmp_path: Path) -> None:
+    assert main(["attack", "--out", str(tmp_path / "attack"), *arguments]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("ntk-robust: error: ")
+    assert message in line
+    assert printed.out == ""
+
+
+def test_an_unknown_attack_is_refused_with_the_known_ones(capsys) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["attack", "--attack", "magic"])
+    assert refused.value.code == 2
+    assert "deep-fool" in capsys.readouterr().err
+
+
+def test_folders_of_other_commands_and_weights_of_other_networks_are_refused(
+    saved_run: Path, capsys, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"command": "kernel"}))
+    assert main(["attack", "--run", str(tmp_path), "--out", str(tmp_path / "attack")]) == 2
+    assert "holds the results of 'kernel'" in capsys.readouterr().err
+    np.savez(saved_run / "params.npz", **{"[0].weight": np.zeros((64, 64))})
+    assert main(["attack", "--run", str(saved_run), "--out", str(tmp_path / "attack")]) == 2
+    assert "does not hold the weights of the network" in capsys.readouterr().err
