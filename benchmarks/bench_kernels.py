@@ -11,8 +11,9 @@ the same dtype at full precision: no new symmetric kernel matrix can cost less, 
 is the ceiling of the ratio on the machine of the run.
 
 Accuracy: against recursions at 50 digits (tests/kernels/oracles.py), 784 inputs, angles from 1e-8 to pi, norms within a
-factor of 10; errors relative to sqrt(k(x,x) k(z,z)), and of the squared distance relative to itself, down to the angles
-1e-4 (float32) and 1e-7 (float64). Run it alone: it keeps what the speed run wrote, and the other way around.
+factor of 10; errors relative to sqrt(k(x,x) k(z,z)), of the squared distance relative to itself, down to the angles
+1e-4 (float32) and 1e-7 (float64), and of the derivative with respect to one point relative to its length.
+Run it alone: it keeps what the speed run wrote, and the other way around.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="1 pins XLA to one thread; 0 leaves it alone")
     parser.add_argument("--accuracy", action="store_true", help="measure errors instead of times")
+    parser.add_argument("--activations", nargs="+", help="with --accuracy, only networks of these; other rows stay")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="one dtype, in this process")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu" / "bench_kernels.json")
     arguments = parser.parse_args()
@@ -46,7 +48,8 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
     if arguments.accuracy:
-        write(arguments.out, {"accuracy": measure_accuracy()})
+        old = json.loads(arguments.out.read_text())["accuracy"] if arguments.activations else []
+        write(arguments.out, {"accuracy": measure_accuracy(arguments.activations, old)})
         return
     results = [run_one(arguments, dtype) for dtype in ("float32", "float64")]
     record = {"environment": results[0].pop("environment"), "rows": [row for r in results for row in r["rows"]]}
@@ -163,8 +166,43 @@ def measure(arguments: argparse.Namespace) -> dict:
     return to_jsonable({"environment": environment, "rows": rows})
 
 
-def measure_accuracy() -> list[dict]:
-    """One row per network and dtype: the largest errors over all angles."""
+def accuracy_networks(oracles) -> list[tuple]:
+    """Activation, its moments at 50 digits, hidden layers, b_std and w_std."""
+    import math
+
+    import mpmath
+
+    from ntk_robust import models
+
+    relu = oracles.piecewise_linear(0.0)
+    tanh = oracles.hermite(mpmath.tanh, lambda v: mpmath.sech(v) ** 2, 140)
+    softplus = oracles.hermite(lambda v: mpmath.log1p(mpmath.exp(v)), lambda v: 1 / (1 + mpmath.exp(-v)), 140)
+    root2 = math.sqrt(2.0)
+    return [
+        *((models.Relu(), relu, depth, 0.0, root2) for depth in (1, 2, 3, 5, 10, 20)),
+        *((models.Relu(), relu, depth, 0.3, root2) for depth in (1, 3, 10, 20)),
+        *(
+            (models.LeakyRelu(0.3), oracles.piecewise_linear(0.3), depth, b, 1.3)
+            for depth in (3, 20)
+            for b in (0.0, 0.3)
+        ),
+        *((models.Abs(), oracles.piecewise_linear(-1.0), depth, b, 1.0) for depth in (3, 20) for b in (0.0, 0.3)),
+        *((models.Erf(), oracles.erf, depth, 0.2, 1.2) for depth in (1, 3, 10)),
+        *((models.Gelu(), oracles.gelu, depth, 0.2, 1.2) for depth in (1, 3, 10)),
+        *((models.Sin(), oracles.sine, depth, 0.2, 1.2) for depth in (1, 3)),
+        *((models.Cos(), oracles.cosine, depth, 0.2, 1.2) for depth in (1, 3)),
+        (models.Monomial(3), oracles.monomial(3), 1, 0.2, 1.2),
+        (models.QuadraticRelu(), oracles.quadratic_relu, 2, 0.2, 1.2),
+        *((models.Tanh(), tanh, depth, 0.2, 0.3) for depth in (1, 2)),
+        *((models.Softplus(), softplus, depth, 0.2, 0.6) for depth in (1, 2)),
+    ]
+
+
+def measure_accuracy(activations: list[str] | None, old: list[dict]) -> list[dict]:
+    """One row per network and dtype: the largest errors over all angles; old rows for activations not asked for.
+
+    Derivatives are measured where kernels have a cusp, for piecewise linear activations.
+    """
     import math
 
     import equinox as eqx
@@ -180,42 +218,27 @@ def measure_accuracy() -> list[dict]:
     from ntk_robust import models
     from ntk_robust.kernels import analytic_ntk, rkhs_distance_squared
 
-    both = eqx.filter_jit(
+    of_pairs = eqx.filter_jit(
         lambda k, x, z: jax.vmap(lambda a, b: (k(a, b), rkhs_distance_squared(k, a, b)))(jnp.asarray(x), jnp.asarray(z))
     )
+    derivatives = eqx.filter_jit(lambda k, x, z: jax.vmap(jax.grad(k))(jnp.asarray(x), jnp.asarray(z)))
     gram = eqx.filter_jit(lambda k, x: k.gram(x))
-    relu, tanh = oracles.piecewise_linear(0.0), oracles.hermite(mpmath.tanh, lambda v: mpmath.sech(v) ** 2, 120)
-    root2 = math.sqrt(2.0)
-    networks = [
-        *((models.Relu(), relu, depth, 0.0, root2) for depth in (1, 2, 3, 5, 10, 20)),
-        *((models.Relu(), relu, depth, 0.3, root2) for depth in (1, 3, 10, 20)),
-        *(
-            (models.LeakyRelu(0.3), oracles.piecewise_linear(0.3), depth, b, 1.3)
-            for depth in (3, 20)
-            for b in (0.0, 0.3)
-        ),
-        *((models.Abs(), oracles.piecewise_linear(-1.0), depth, b, 1.0) for depth in (3, 20) for b in (0.0, 0.3)),
-        *((models.Erf(), oracles.erf, depth, 0.2, 1.2) for depth in (1, 3, 10)),
-        *((models.Gelu(), oracles.gelu, depth, 0.2, 1.2) for depth in (1, 3, 10)),
-        *((models.Sin(), oracles.sine, depth, 0.2, 1.2) for depth in (1, 3)),
-        *((models.Cos(), oracles.cosine, depth, 0.2, 1.2) for depth in (1, 3)),
-        (models.Monomial(3), oracles.monomial(3), 1, 0.2, 1.2),
-        (models.QuadraticRelu(), oracles.quadratic_relu, 2, 0.2, 1.2),
-        (models.Tanh(), tanh, 1, 0.2, 0.3),
-    ]
     angles = np.concatenate([np.geomspace(1e-8, 1, 17), np.linspace(1.3, 3, 6), math.pi - np.geomspace(1e-8, 1e-2, 4)])
-    rows = []
-    for (activation, dual, depth, b_std, w_std), dtype in itertools.product(networks, (np.float32, np.float64)):
+    wanted = [n for n in accuracy_networks(oracles) if activations is None or type(n[0]).__name__ in activations]
+    rows = [row for row in old if row["activation"].partition("(")[0] not in activations]
+    for (activation, dual, depth, b_std, w_std), dtype in itertools.product(wanted, (np.float32, np.float64)):
         model = models.FullyConnected(784, 1, depth, "scalar", activation=activation, b_std=b_std, w_std=w_std)
         kernel = analytic_ntk(model)
         rng = np.random.default_rng(depth)
-        used = angles[::6] if isinstance(activation, models.Tanh) else angles
+        used = angles[[0, 8, 16, 22, 26]] if isinstance(activation, models.Tanh | models.Softplus) else angles
         x, z = (28.0 * v.astype(np.float64) for v in oracles.pairs_at_angles(used, 784, rng, dtype, math.sqrt(10.0)))
         x, z = x.astype(dtype), z.astype(dtype)
-        values, distances = (np.asarray(v) for v in both(kernel, x, z))
+        values, distances = (np.asarray(v) for v in of_pairs(kernel, x, z))
+        cusp = isinstance(activation, models.Relu | models.LeakyRelu | models.Abs)
+        gradients = np.asarray(derivatives(kernel, x, z)) if cusp else None
         matrix = np.asarray(gram(kernel, jnp.asarray(np.concatenate([x, z]))))
         smallest = 0.99e-4 if dtype is np.float32 else 0.99e-7
-        errors: dict[str, list[float]] = {"ntk": [], "distance_squared": [], "gram": []}
+        errors: dict[str, list[float]] = {"ntk": [], "distance_squared": [], "gram": [], "gradient": []}
         for i, angle in enumerate(used):
             network = {"weight_terms": [w_std**2] * (depth + 1), "bias_terms": [b_std**2] * (depth + 1)}
             network |= {"w_std": w_std, "b_std": b_std, "input_scale": 1 / 784}
@@ -223,9 +246,13 @@ def measure_accuracy() -> list[dict]:
             unit = mpmath.sqrt(xx * zz)
             errors["ntk"].append(float(abs(float(values[i]) - xz) / unit))
             errors["gram"].append(float(abs(float(matrix[i, len(used) + i]) - xz) / unit))
+            # of points that rounding made equal the derivative is the mean over all directions
+            if gradients is not None and np.any(x[i] != z[i]):
+                exact = oracles.gradient(x[i], z[i], dual, **network)
+                errors["gradient"].append(float(np.linalg.norm(gradients[i] - exact) / np.linalg.norm(exact)))
             if angle >= smallest:
                 errors["distance_squared"].append(float(abs(float(distances[i]) / (xx + zz - 2 * xz) - 1)))
-        worst = {f"{name}_error": max(found) for name, found in errors.items()}
+        worst = {f"{name}_error": max(found) for name, found in errors.items() if found}
         bars = (3e-7, 1e-2) if dtype is np.float32 else (1e-14, 1e-6)
         met = {"ntk_bar_met": worst["ntk_error"] <= bars[0]}
         met |= {"distance_squared_bar_met": worst["distance_squared_error"] <= bars[1]}
