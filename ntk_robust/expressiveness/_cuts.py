@@ -33,7 +33,13 @@ class Cuts(NamedTuple):
 
     def kept(self, which: Int[np.ndarray, " k"]) -> "Cuts":
         """Some of them."""
-        return Cuts(*(part[which] for part in self[:4]), self.gram[np.ix_(which, which)])
+        return Cuts(
+            self.points[which],
+            self.signs[which],
+            self.offsets[which],
+            self.sets[which],
+            self.gram[np.ix_(which, which)],
+        )
 
 
 def make_cuts(
@@ -52,4 +58,10 @@ def extended(kernel: AbstractKernel, cuts: Cuts, new: Cuts) -> Cuts:
     """Both; only the new rows of the Gram matrix are computed (`new.gram` is that of the new points)."""
     across = cross_gram(kernel, new.points, cuts.points)
     gram = np.block([[cuts.gram, across.T], [across, new.gram]])
-    return Cuts(*(np.concatenate(parts) for parts in zip(cuts[:4], new[:4], strict=True)), gram)
+    return Cuts(
+        np.concatenate([cuts.points, new.points]),
+        np.concatenate([cuts.signs, new.signs]),
+        np.concatenate([cuts.offsets, new.offsets]),
+        np.concatenate([cuts.sets, new.sets]),
+        gram,
+    )

@@ -27,18 +27,18 @@ class Groups(NamedTuple):
     r"""Constraints $\sum_{j: i(j) = i} \mu_j ≤ c$ for each i.
 
     Attributes:
-        index: $i(j)$.
+        owner: $i(j)$.
         cap: $c$.
-        count: How many i there are.
+        number: How many i there are.
     """
 
-    index: Int[np.ndarray, " n"]
+    owner: Int[np.ndarray, " n"]
     cap: float
-    count: int
+    number: int
 
     def sums(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " groups"]:
         """The sum over each group."""
-        return np.bincount(self.index, values, self.count)
+        return np.bincount(self.owner, values, self.number)
 
 
 def quadratic_program(
@@ -57,7 +57,7 @@ def quadratic_program(
     References:
         Nocedal and Wright, Numerical Optimization, 2nd ed., section 16.6.
     """
-    n, count = len(linear), 0 if groups is None else groups.count
+    n, count = len(linear), 0 if groups is None else groups.number
     scale = max(float(np.max(np.abs(linear))), 1e-300)
     size = max(float(np.mean(np.diag(matrix))), 1e-300)
     if groups is None:
@@ -81,8 +81,8 @@ def quadratic_program(
         system = matrix + shift
         system[np.diag_indices(n)] += slack / z
         if groups is not None:
-            same = groups.index[:, None] == groups.index[None, :]
-            system = system + np.where(same, (price / room)[groups.index][:, None], 0.0)
+            same = groups.owner[:, None] == groups.owner[None, :]
+            system = system + np.where(same, (price / room)[groups.owner][:, None], 0.0)
         try:
             factor = scipy.linalg.cho_factor(system, lower=True, check_finite=False)
         except scipy.linalg.LinAlgError:
@@ -105,7 +105,7 @@ def quadratic_program(
         length *= 0.995
         z, slack, room, price = z + length * dz, slack + length * ds, room + length * droom, price + length * dprice
     if groups is not None:  # into the caps exactly
-        z = z / np.maximum(1.0, groups.sums(z) / groups.cap)[groups.index]
+        z = z / np.maximum(1.0, groups.sums(z) / groups.cap)[groups.owner]
     return z
 
 
@@ -138,7 +138,7 @@ def _newton(
 
 
 def _spread(price: Float[np.ndarray, " groups"], groups: Groups | None) -> Float[np.ndarray, " n"] | float:
-    return 0.0 if groups is None else price[groups.index]
+    return 0.0 if groups is None else price[groups.owner]
 
 
 def _longest(values: Float[np.ndarray, " n"], change: Float[np.ndarray, " n"]) -> float:
@@ -189,8 +189,8 @@ def within_radius(
         """Whether the ball does not bind: primal and dual agree on these constraints, or no error is left on them."""
         weights, gamma = tried[log_penalty]
         product = matrix @ weights
-        errors = np.zeros(groups.count)
-        np.maximum.at(errors, groups.index, linear - gamma * product)
+        errors = np.zeros(groups.number)
+        np.maximum.at(errors, groups.owner, linear - gamma * product)
         dual = float(weights @ linear) - radius * float(np.sqrt(max(weights @ product, 0.0)))
         least = groups.cap * float(np.sum(errors))
         return min(least, least - dual) <= _MET * float(np.max(np.abs(linear)))
@@ -209,7 +209,7 @@ def within_radius(
             if other == 0.0:
                 return tried[there]
             ends = min(here, there), max(here, there)
-            root = scipy.optimize.brentq(excess, *ends, xtol=1e-9, maxiter=60, disp=False)
+            root = float(scipy.optimize.brentq(excess, *ends, xtol=1e-9, maxiter=60, disp=False))  # pyright: ignore[reportArgumentType]
             return tried[root] if root in tried else tried[min(tried, key=lambda log: abs(log - root))]
         here, value, step = there, other, min(2.0 * step, 2.0)
     return tried[here]

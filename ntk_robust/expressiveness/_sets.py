@@ -270,9 +270,11 @@ class ArcSets(AbstractSets):
             if np.all(ripe) or level == _MAX_HALVINGS - 1:
                 np.maximum.at(ceiling, sets[~ripe], bound[~ripe])
                 break
-            angles, sets, widths, piece = (part[~ripe] for part in (angles, sets, widths, piece))
+            angles, widths = angles[~ripe], widths[~ripe]
+            sets, piece = sets[~ripe], piece[~ripe]
             angles = np.concatenate([angles - widths / 2, angles + widths / 2])
-            sets, widths, piece = np.tile(sets, 2), np.tile(widths / 2, 2), np.tile(piece, 2)
+            sets, piece = np.tile(sets, 2), np.tile(piece, 2)
+            widths = np.tile(widths / 2, 2)
         # a piece counts where its neighbors are no worse
         rows = best_value.reshape(len(xs), count + 2)
         around = np.pad(rows, ((0, 0), (1, 1)), constant_values=-np.inf)
@@ -383,7 +385,7 @@ def _outputs_on_circle(
         return directly
     turns = np.arange(2 * _FOURIER_POINTS) * math.pi / _FOURIER_POINTS
     profile = cross_gram(h.kernel, _on_circle(circle, constant, turns), _on_circle(circle, constant, np.zeros(1)))[:, 0]
-    series = np.fft.rfft(profile[::2]).real / _FOURIER_POINTS
+    series = np.real(np.fft.rfft(profile[::2])) / _FOURIER_POINTS
     series[1:] *= 2.0
     degree = int(np.max(np.flatnonzero(np.abs(series) > _FOURIER_ERROR / 100 * profile[0]), initial=0)) + 1
     series = series[:degree]

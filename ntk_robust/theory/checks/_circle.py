@@ -179,8 +179,8 @@ def train_on_arcs(
         throw=True,
         key=key,
     )
-    histories = (np.asarray(result.history[name]) for name in ("surrogate_loss", "robust_loss"))
-    return ArcRun(*histories, result.params)
+    surrogate, robust = (np.asarray(result.history[name]) for name in ("surrogate_loss", "robust_loss"))
+    return ArcRun(surrogate, robust, result.params)
 
 
 def mean_loss(problem: CircleProblem, params: PairedParams, xs: Float[Array, "n 3"]) -> Float[Array, ""]:
