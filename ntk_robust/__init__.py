@@ -15,6 +15,7 @@ __all__ = [
     "data",
     "expressiveness",
     "kernels",
+    "landscape",
     "losses",
     "models",
     "report",
