@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md", ROOT / "docs" / "attacks.md"]
+PAGES += [ROOT / "docs" / "studies.md"]
+STUDIED = ("mnist", "cifar10")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -27,6 +29,8 @@ def main() -> None:
         print(f"{'differs from the results' if check else 'written'}: {page.relative_to(ROOT)}")
         if not check:
             page.write_text(rendered(page.read_text()))
+    if not check:
+        draw_figures()
     sys.exit(1 if check and stale else 0)
 
 
@@ -213,6 +217,118 @@ def attack_kernel() -> str:
     return _markdown(columns, rows)
 
 
+def training_speed() -> str:
+    """Steps of adversarial training beside the peers."""
+    columns = ["network", "optimizer", "peer", "CPU ms per step", "wall ms per step", "CPU time over `fit`'s"]
+    rows = [
+        [
+            row["case"],
+            row["optimizer"],
+            row["peer"],
+            f"{row['cpu_ms_per_step']:.2f}",
+            f"{row['wall_ms_per_step']:.2f}",
+            f"{row['cpu_over_fit']:.2f}",
+        ]
+        for row in _results("bench_training")["rows"]
+    ]
+    return _markdown(columns, rows)
+
+
+def _study(data: str, name: str) -> dict:
+    return _results(f"studies_{data}")[name]["study"]
+
+
+def _study_rows(name: str, table: str) -> list[dict]:
+    """Rows of a study's table, by column, of all data sets."""
+    found = []
+    for data in STUDIED:
+        tables = {entry["name"]: entry for entry in _study(data, name)["tables"]}
+        rows = (dict(zip(tables[table]["columns"], row, strict=True)) for row in tables[table]["rows"])
+        found += [{"data": data} | row for row in rows]
+    return found
+
+
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _study_table(name: str, columns: dict[str, str], table: str = "runs", data: str | None = None) -> str:
+    """Some columns of a study's table; `columns` are what they are called on the page, by their names in the study."""
+    rows = [row for row in _study_rows(name, table) if data in (None, row["data"])]
+    shown = columns if data else {"data": "data"} | columns
+    return _markdown(list(shown.values()), [[_number(row[column]) for column in shown] for row in rows])
+
+
+def displacement_slopes() -> str:
+    """Exponents of the width."""
+    columns = {"quantity": "quantity", "setting": "training", "slope": "exponent", "lower": "from", "upper": "to"}
+    return _study_table("training_displacement", columns, "slopes")
+
+
+def mnist_displacement() -> str:
+    """Means behind the exponents."""
+    names = ("training", "width", "displacement", "kernel drift", "surrogate loss")
+    return _study_table("training_displacement", {name: name for name in names}, data="mnist")
+
+
+def lazy_exits() -> str:
+    """When training leaves the lazy regime."""
+    columns = {
+        "training": "training",
+        "output scale α": "α",
+        "median step": "median step",
+        "runs that left": "of 3 left",
+    }
+    return _study_table("lazy_training", columns, "exits")
+
+
+def mnist_lazy() -> str:
+    """Where runs with scaled outputs ended."""
+    names = ("training", "output scale α", "displacement", "kernel drift", "linearization error", "surrogate loss")
+    return _study_table("lazy_training", {name: name for name in names}, data="mnist")
+
+
+def radius() -> str:
+    """Movement against the radius of the perturbations."""
+    names = (
+        "displacement",
+        "path length",
+        "kernel drift",
+        "surrogate loss",
+        "natural accuracy",
+        "adversarial accuracy",
+    )
+    columns = {"l∞ radius ε (units of the pixels)": "ε"} | {name: name for name in names}
+    return _study_table("perturbation_radius", columns)
+
+
+def projection() -> str:
+    """Movement and loss against the radius of the weights."""
+    names = ("projected", "displacement", "kernel drift", "surrogate loss", "adversarial accuracy")
+    columns = {"training": "training", "radius r of each layer's ball (weight units)": "r"} | {
+        name: name for name in names
+    }
+    return _study_table("projection_radius", columns)
+
+
+def draw_figures() -> None:
+    """The figures of the studies that pages show, as SVG files beside them."""
+    from ntk_robust._core import Figure, Series
+    from ntk_robust.report import figure_svg
+
+    for page in PAGES:
+        for file in re.findall(r"\(figures/(\w+\.svg)\)", page.read_text()):
+            data = next(data for data in STUDIED if file.startswith(data))
+            name = next(name for name in _results(f"studies_{data}") if file.startswith(f"{data}_{name}_"))
+            figure = next(f for f in _study(data, name)["figures"] if file == f"{data}_{name}_{f['name']}.svg")
+            drawn = Figure(**(figure | {"series": [Series(**series) for series in figure["series"]]}))
+            path = page.parent / "figures" / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(figure_svg(drawn) + "\n")
+
+
 TABLES = {
     "attack_parity": attack_parity,
     "attack_speed": attack_speed,
@@ -223,6 +339,13 @@ TABLES = {
     "empirical_speed": empirical_speed,
     "empirical_choices": empirical_choices,
     "empirical_torch": empirical_torch,
+    "training_speed": training_speed,
+    "displacement_slopes": displacement_slopes,
+    "mnist_displacement": mnist_displacement,
+    "lazy_exits": lazy_exits,
+    "mnist_lazy": mnist_lazy,
+    "radius": radius,
+    "projection": projection,
 }
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def code_of(page: Path) -> str:
         "docs/attacks.md",
         "docs/certificates.md",
         "docs/empirical_kernels.md",
+        "docs/expressiveness.md",
     ],
 )
 def test_the_code_of_a_page_runs_as_printed(name, tmp_path):

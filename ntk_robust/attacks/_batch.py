@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
 
+from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult
 from ntk_robust.attacks._checks import check_batch
 from ntk_robust.attacks._sets import AbstractPerturbationSet
@@ -81,7 +82,7 @@ def run_batch(
         return attack(lambda x_adv: objective_fn(x_adv, y), x, perturbations.with_epsilon(epsilon), key=key)
 
     keys = jax.vmap(jr.fold_in, (None, 0))(key, examples)
-    return jax.vmap(attack_one)(xs, ys, radii(perturbations, xs.shape[0]), keys)
+    return with_fast_convolutions(jax.vmap(attack_one))(xs, ys, radii(perturbations, xs.shape[0]), keys)
 
 
 def radii(perturbations: AbstractPerturbationSet, num_examples: int) -> Float[Array, " n"]:

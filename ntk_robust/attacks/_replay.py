@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective
 from ntk_robust.attacks._batch import ObjectiveFn, radii
 from ntk_robust.attacks._sets import AbstractPerturbationSet
@@ -118,6 +119,10 @@ def _run_watched(
         objective = _watched(lambda x_adv: objective_fn(x_adv, y), run, example)
         return attack(objective, x, perturbations.with_epsilon(epsilon), key=key)
 
+    def attack_all(*inputs: Array) -> AttackResult:
+        return lax.map(attack_one, inputs)
+
     num_examples = xs.shape[0]
     keys = jax.vmap(jr.fold_in, (None, 0))(key, examples)
-    return lax.map(attack_one, (jnp.arange(num_examples), xs, ys, radii(perturbations, num_examples), keys))
+    inputs = (jnp.arange(num_examples), xs, ys, radii(perturbations, num_examples), keys)
+    return with_fast_convolutions(attack_all)(*inputs)

@@ -400,7 +400,7 @@ def _outputs_on_circle(
         unit, total = np.exp(1j * angles), np.zeros(len(angles), complex)
         for coefficient in coefficients[::-1]:
             total = total * unit + coefficient
-        return total.real
+        return np.real(total)
 
     return by_series
 
