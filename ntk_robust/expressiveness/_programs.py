@@ -10,8 +10,7 @@ function with its coefficients the upper bound.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
-import scipy.optimize
+import scipy  # loads its parts when they are first used
 from jaxtyping import Float, Int
 
 _MAX_ITERATIONS = 60

@@ -18,7 +18,7 @@ import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+import scipy  # loads its parts when they are first used
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 

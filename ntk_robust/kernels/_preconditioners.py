@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
+import scipy  # loads its parts when they are first used
 from jaxtyping import Array, Float, Key
 
 from ntk_robust.kernels._base import AbstractKernel

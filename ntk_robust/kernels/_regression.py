@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-import scipy.linalg
+import scipy  # loads its parts when they are first used
 from jaxtyping import Array, Float
 
 Matrix = Array | np.ndarray

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-import scipy.linalg
+import scipy  # loads its parts when they are first used
 from jaxtyping import Array, Float, Key
 
 from ntk_robust.kernels._matvec import Matvec

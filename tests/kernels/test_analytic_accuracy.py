@@ -197,7 +197,7 @@ def test_derivatives_of_matrices_are_accurate_beside_a_twin(b_std):
         for gram in (kernel.gram, product_only)
     )
     assert np.all(found <= 40 * 2.2e-16), found
-    assert np.all(naive[CLOSE < 1e-5] > 1e-11)
+    assert np.max(naive[CLOSE < 1e-5]) > 1e-10  # 1e5 times the bound
     forward = jax.jvp(jax.jit(lambda x: trace(x, kernel.gram)), (jnp.asarray(x),), (jnp.asarray(z),))[1]
     np.testing.assert_allclose(forward, np.sum(exact * z), rtol=1e-12)
 
