@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md", ROOT / "docs" / "attacks.md"]
-PAGES += [ROOT / "docs" / "studies.md"]
+PAGES += [ROOT / "docs" / "training.md", ROOT / "docs" / "studies.md"]
 STUDIED = ("mnist", "cifar10")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -229,7 +229,8 @@ def training_speed() -> str:
             f"{row['wall_ms_per_step']:.2f}",
             f"{row['cpu_over_fit']:.2f}",
         ]
-        for row in _results("bench_training")["rows"]
+        for name in ("bench_training", "bench_training_cnn")
+        for row in _results(name)["rows"]
     ]
     return _markdown(columns, rows)
 

@@ -60,7 +60,7 @@ def _header(results: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         "Data": _text(arguments.get("data")),
         "Seed": _text(run.get("seed")),
         "Device": _text(device.get("kind")),
-        "Precision": _text(run.get("default_float")),
+        "Precision": _text(arguments.get("dtype") or run.get("default_float")),
         "Time": _text(run.get("time_utc")),
     }
     items = "".join(f"<li><b>{name}</b>{value}</li>" for name, value in facts.items() if value != "–")

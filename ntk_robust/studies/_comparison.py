@@ -73,8 +73,11 @@ class Comparison(NamedTuple):
         progress: AbstractProgress | None,
         key: Key[Array, ""],
         modes: Mapping[str, AbstractAttack] = MODES,
+        num_probings: int = 1,
     ) -> "Comparison":
         """Every run of the size called `chosen`; `field` is the attribute of `Run` that is set to the values.
+
+        The kernel is measured `num_probings` times after the start.
 
         Raises:
             ValueError: For an unknown size.
@@ -89,7 +92,8 @@ class Comparison(NamedTuple):
         with (progress or SilentProgress()).task(title, len(size.values) * size.num_seeds * len(modes)) as task:
             for value in size.values:
                 for mode, attack in modes.items():
-                    run = Run(data, size.width, size.num_steps, size.num_kernel, attack)._replace(**{field: value})
+                    run = Run(data, size.width, size.num_steps, size.num_kernel, attack, num_probings=num_probings)
+                    run = run._replace(**{field: value})
                     rows = []
                     for seed in range(size.num_seeds):
                         # Every value and all modes start from the same networks.

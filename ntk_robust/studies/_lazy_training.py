@@ -52,6 +52,7 @@ def lazy_training(
         title="lazy training",
         progress=progress,
         key=key,
+        num_probings=20,
     )
     exits = _exits(compared)
     names = ("displacement", "kernel_drift", "linearization_error", "surrogate_loss")

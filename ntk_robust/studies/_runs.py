@@ -1,5 +1,6 @@
 """One run of training and what is measured of it, for the studies that compare many."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -38,7 +39,6 @@ PROCEDURE = (
 
 # One object for all runs, so that they share compiled programs.
 _OPTIMIZER = optax.sgd(1.0, momentum=MOMENTUM)
-_PROBINGS = 20
 
 
 class Measured(NamedTuple):
@@ -67,6 +67,8 @@ class Run(NamedTuple):
         epsilon: Radius of the perturbations, l∞, in units of the pixels.
         output_scale: α of `Centered`, with the learning rate over α²; None trains the network as it is.
         weight_radius: Radius of the ball of each layer to which weights are projected, None for no projection.
+        num_probings: How often the kernel is measured after the start.
+        tangent: Whether the distance from the tangent at the start is measured.
     """
 
     data: Dataset
@@ -77,6 +79,8 @@ class Run(NamedTuple):
     epsilon: float = EPSILON
     output_scale: float | None = None
     weight_radius: float | None = None
+    num_probings: int = 1
+    tangent: bool = True
 
     def measure(self, key: Key[Array, ""]) -> Measured:
         """Trains a network from the initialization that the key gives, and evaluates it on the test examples.
@@ -94,6 +98,12 @@ class Run(NamedTuple):
         scale = 1.0 if self.output_scale is None else self.output_scale
         # The scale is an array, so that another one compiles nothing.
         trained = network.apply if self.output_scale is None else Centered(network.apply, params_0, jnp.asarray(scale))
+        probes: dict[str, Callable[[PyTree], dict[str, Array]]] = {
+            "movement": DisplacementProbe(params_0),
+            "kernel": KernelDriftProbe(kernel_fn, gram_0),
+        }
+        if self.tangent:
+            probes["tangent"] = LinearizationProbe(network.apply, params_0, data.x_test)
         result = fit(
             trained,
             params_0,
@@ -105,12 +115,8 @@ class Run(NamedTuple):
             optimizer=at_rate(_OPTIMIZER, LEARNING_RATE / scale**2),
             num_steps=self.num_steps,
             constraint=None if self.weight_radius is None else LayerwiseFrobeniusBall(self.weight_radius),
-            probes={
-                "movement": DisplacementProbe(params_0),
-                "kernel": KernelDriftProbe(kernel_fn, gram_0),
-                "tangent": LinearizationProbe(network.apply, params_0, data.x_test),
-            },
-            probe_every=max(1, self.num_steps // _PROBINGS),
+            probes=probes,
+            probe_every=max(1, self.num_steps // self.num_probings),
             throw=True,
             key=fit_key,
         )
@@ -129,12 +135,13 @@ class Run(NamedTuple):
             "relative_displacement": result.probes["movement"]["total_relative"][-1],
             "path_length": result.path_length[-1],
             "kernel_drift": result.probes["kernel"]["kernel_drift"][-1],
-            "linearization_error": result.probes["tangent"]["relative_linearization_error"][-1],
             "projected": jnp.mean(result.history["projected"]),
             "surrogate_loss": result.history["surrogate_loss"][-1],
             "natural_accuracy": evaluation.natural_accuracy,
             "adversarial_accuracy": evaluation.adversarial_accuracy,
         }
+        if self.tangent:
+            numbers["linearization_error"] = result.probes["tangent"]["relative_linearization_error"][-1]
         return Measured(
             {name: float(value) for name, value in numbers.items()},
             np.asarray(result.probe_steps),

@@ -79,7 +79,7 @@ def training_displacement(
                 rows = []
                 for seed in range(sizes.num_seeds):
                     # Both kinds of training start from the same networks.
-                    run = Run(data, width, sizes.num_steps, sizes.num_kernel, attack)
+                    run = Run(data, width, sizes.num_steps, sizes.num_kernel, attack, tangent=False)
                     rows.append(run.measure(jr.fold_in(jr.fold_in(run_key, width), seed)))
                     accuracy = rows[-1].numbers["adversarial_accuracy"]
                     task.advance(1, width=float(width), adversarial_accuracy=accuracy)

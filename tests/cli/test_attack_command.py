@@ -35,6 +35,7 @@ def saved_run(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, capsys, tmp_path: Path) -> None:
     out = tmp_path / "attack"
     arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.0", "0.02", "--certificate", "interval"]

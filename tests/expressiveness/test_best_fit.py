@@ -55,6 +55,7 @@ def test_in_a_small_ball_no_point_of_it_does_better_than_the_lower_bound(radius)
     assert fit.error_lower <= np.min(errors) <= fit.error_upper * 1.002
 
 
+@pytest.mark.slow
 def test_an_odd_harmonic_stays_out_of_reach_of_a_relu_kernel_at_every_radius():
     kernel = analytic_ntk(PairedTwoLayerNet(3, 8, Relu()))
     curve = error_curve(kernel, whole_circle(third_harmonic, 3.0, 0.0), [1.0, 1000.0], relative_gap=0.02)
@@ -64,6 +65,7 @@ def test_an_odd_harmonic_stays_out_of_reach_of_a_relu_kernel_at_every_radius():
     assert curve.smallest_radius(0.9)[1] == np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finite", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_suprema_on_arcs_are_between_a_dense_grid_and_the_certificate(finite, key):
     xs, ys = circle_points(2)

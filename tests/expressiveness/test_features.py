@@ -12,6 +12,7 @@ from ntk_robust.kernels import analytic_ntk
 from ntk_robust.models import PairedTwoLayerNet, Relu, Softplus, Tanh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "parity"), [(Relu(), "even and 1"), pytest.param(Tanh(), "odd", marks=pytest.mark.slow)]
 )
@@ -43,6 +44,7 @@ def test_the_distance_from_initialization_is_the_norm_in_the_kernels_space(key):
         assert abs(float(found.displacement()) / norm - 1) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw", ["orthogonal", *(pytest.param(draw, marks=pytest.mark.slow) for draw in ("sampled", "leverage"))]
 )

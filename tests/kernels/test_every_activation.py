@@ -61,6 +61,7 @@ def test_no_activation_is_left_out():
     assert named == {type(activation) for activation in ACTIVATIONS}
 
 
+@pytest.mark.slow
 @each([a for a, (layer, _) in ACTIVATIONS.items() if layer], models.Gelu())
 def test_kernels_are_those_of_neural_tangents_in_both_parameterizations_with_and_without_biases(activation):
     layer, stax = ACTIVATIONS[activation][0], load_neural_tangents().stax
@@ -78,6 +79,7 @@ def test_kernels_are_those_of_neural_tangents_in_both_parameterizations_with_and
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @each(ACTIVATIONS, models.Abs(), models.Tanh())
 def test_trained_subsets_are_those_of_the_recursion_with_moments_of_its_own(activation):
     dual = ACTIVATIONS[activation][1]
