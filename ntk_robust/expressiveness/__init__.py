@@ -2,7 +2,7 @@
 
 from ntk_robust.expressiveness._compatibility import Compatibility, compatibility
 from ntk_robust.expressiveness._fit import ErrorCurve, Fit, best_fit, error_curve
-from ntk_robust.expressiveness._interpolant import Interpolant, robust_interpolant
+from ntk_robust.expressiveness._interpolant import Interpolant, norm_curve, robust_interpolant
 from ntk_robust.expressiveness._random_features import (
     FeatureNetwork,
     linearization_bound,
@@ -10,6 +10,7 @@ from ntk_robust.expressiveness._random_features import (
     representer,
 )
 from ntk_robust.expressiveness._sets import AbstractSets, ArcSets, AttackedSets, PointSets, Worst, whole_circle
+from ntk_robust.expressiveness._surfaces import SurfaceSets, rectangle, two_layer_bend, whole_sphere
 from ntk_robust.expressiveness._tangent import TangentKernel
 from ntk_robust.expressiveness._universality import HarmonicSupport, harmonic_support
 
@@ -24,6 +25,7 @@ __all__ = [
     "HarmonicSupport",
     "Interpolant",
     "PointSets",
+    "SurfaceSets",
     "TangentKernel",
     "Worst",
     "best_fit",
@@ -31,8 +33,12 @@ __all__ = [
     "error_curve",
     "harmonic_support",
     "linearization_bound",
+    "norm_curve",
     "random_feature_network",
+    "rectangle",
     "representer",
     "robust_interpolant",
+    "two_layer_bend",
     "whole_circle",
+    "whole_sphere",
 ]

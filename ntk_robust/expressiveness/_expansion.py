@@ -8,16 +8,36 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_robust.certify import RkhsFunction
 from ntk_robust.expressiveness._tangent import TangentKernel
 from ntk_robust.kernels import AbstractKernel
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._duals import AbstractSmoothDual
 
-_SIZES = tuple(64 * 2**power for power in range(12))
+_SIZES = (64, *(256 * 2**power for power in range(10)))  # few shapes: a program for each is compiled
 _BLOCK = 512
 _WIDE = 64
 # Kernel values carry errors that are measured and not proven; generous, and the same as in certify.
 _KERNEL_ERROR = 1e4 * float(np.finfo(np.float64).eps)
+
+
+class Expanded(eqx.Module):
+    r"""Results that hold a function of the kernel's space.
+
+    Attributes:
+        kernel: k.
+        points: $x_j$ of $h = \sum_j \alpha_j k(·, x_j)$.
+        coefficients: $\alpha_j$.
+    """
+
+    kernel: AbstractKernel
+    points: Float[Array, "s d"]
+    coefficients: Float[Array, " s"]
+
+    @property
+    def function(self) -> RkhsFunction:
+        """The function, as `certify` takes it."""
+        return RkhsFunction(self.kernel, self.points, self.coefficients[:, None])
 
 
 class Expansion(NamedTuple):

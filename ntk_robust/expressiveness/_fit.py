@@ -4,9 +4,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust.certify import RkhsFunction
 from ntk_robust.expressiveness._cuts import Cuts, extended, make_cuts
-from ntk_robust.expressiveness._expansion import Expansion, make_expansion, norm_squared
+from ntk_robust.expressiveness._expansion import Expanded, Expansion, make_expansion, norm_squared
 from ntk_robust.expressiveness._programs import Groups, within_radius
 from ntk_robust.expressiveness._sets import AbstractSets, Worst, default_key
 from ntk_robust.kernels import AbstractKernel
@@ -15,15 +14,15 @@ _MAX_ROUNDS = 40
 _PENALTY = 1.0
 
 
-class Fit(eqx.Module):
+class Fit(Expanded):
     r"""The function of norm at most R with the smallest mean worst-case error, and how small it can be.
 
     Attributes:
-        radius: R.
         kernel: k.
         points: $x_j$ of $h = \sum_j \alpha_j k(·, x_j)$, of norm at most R.
         coefficients: $\alpha_j$.
-        norm: Its norm, from above.
+        radius: R.
+        norm: The norm of h, from above.
         error_lower: Certified lower bound of $\min_{\|h\| ≤ R} \frac1n \sum_i \sup_{B_i} |h - y|$: a value of the dual.
         error_attained: The largest mean error of this function that was found; no bound by itself.
         error_upper: Certified upper bound of the minimum, that of this function; inf where the sets have none.
@@ -35,9 +34,6 @@ class Fit(eqx.Module):
     """
 
     radius: float
-    kernel: AbstractKernel
-    points: Float[Array, "s d"]
-    coefficients: Float[Array, " s"]
     norm: float
     error_lower: float
     error_attained: float
@@ -47,11 +43,6 @@ class Fit(eqx.Module):
     num_constraints: int
     num_rounds: int
     converged: bool
-
-    @property
-    def function(self) -> RkhsFunction:
-        """The function, as `certify` takes it."""
-        return RkhsFunction(self.kernel, self.points, self.coefficients[:, None])
 
 
 class ErrorCurve(eqx.Module):

@@ -1,18 +1,19 @@
 """The function of smallest norm that is right on all perturbation sets."""
 
-import equinox as eqx
-import numpy as np
-from jaxtyping import Array, Float, Key
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from ntk_robust.certify import RkhsFunction
-from ntk_robust.expressiveness._cuts import extended, make_cuts
-from ntk_robust.expressiveness._expansion import make_expansion, norm_squared
+import numpy as np
+from jaxtyping import Array, Key
+
+from ntk_robust.expressiveness._cuts import Cuts, extended, make_cuts
+from ntk_robust.expressiveness._expansion import Expanded, make_expansion, norm_squared
 from ntk_robust.expressiveness._programs import quadratic_program
 from ntk_robust.expressiveness._sets import AbstractSets, default_key
 from ntk_robust.kernels import AbstractKernel
 
 
-class Interpolant(eqx.Module):
+class Interpolant(Expanded):
     r"""A robust interpolant of small norm, and how small the norm can be.
 
     Attributes:
@@ -30,20 +31,12 @@ class Interpolant(eqx.Module):
         converged: Whether `norm_attained` met `norm_lower` within the tolerance asked for.
     """
 
-    kernel: AbstractKernel
-    points: Float[Array, "s d"]
-    coefficients: Float[Array, " s"]
     norm_lower: float
     norm_attained: float
     norm_upper: float
     num_constraints: int
     num_rounds: int
     converged: bool
-
-    @property
-    def function(self) -> RkhsFunction:
-        """The function, as `certify` takes it."""
-        return RkhsFunction(self.kernel, self.points, self.coefficients[:, None])
 
 
 def robust_interpolant(
@@ -79,7 +72,38 @@ def robust_interpolant(
     References:
         Gao et al. (2019), assumption 5.1 (recalled) and item D4 of docs/theory/gao2019.
     """
-    points, targets = sets.centers()
+    return norm_curve(kernel, [sets], tolerance=tolerance, relative_gap=relative_gap, max_rounds=max_rounds, key=key)[0]
+
+
+def norm_curve(
+    kernel: AbstractKernel,
+    sets: Sequence[AbstractSets],
+    *,
+    tolerance: float | None = None,
+    relative_gap: float = 1e-2,
+    max_rounds: int = 30,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Interpolant, ...]:
+    r"""`robust_interpolant` for growing sets of the same data: how the norm grows with the radius.
+
+    Points of a set belong to all larger ones, so that each program begins with the constraints of the one before, and
+    `norm_lower` never falls.
+
+    Args:
+        kernel: k.
+        sets: Each contained in the next, with the same centers and targets.
+        tolerance: See `robust_interpolant`.
+        relative_gap: See `robust_interpolant`.
+        max_rounds: For each of them.
+        key: See `robust_interpolant`.
+
+    Raises:
+        ValueError: If margins are asked for targets other than ±1, the sets have other targets than the first, or a
+            number is not positive.
+    """
+    points, targets = sets[0].centers()
+    if any(not np.array_equal(targets, other.centers()[1]) for other in sets):
+        raise ValueError("the sets have different targets; give sets of one data set, each contained in the next")
     if tolerance is None and not np.all(np.abs(targets) == 1.0):
         raise ValueError(
             f"margins are for targets of ±1 and one is {targets[np.abs(targets) != 1.0][0]}; give a tolerance for "
@@ -89,25 +113,51 @@ def robust_interpolant(
         raise ValueError(
             f"relative_gap is {relative_gap}, max_rounds {max_rounds} and tolerance {tolerance}; give positive numbers"
         )
-    # A function that keeps a little away from the tolerance is right although its suprema are known to a gap only.
-    aim = 1.0 if tolerance is None else tolerance * (1.0 - 0.5 * relative_gap)
-    goal, small = ("margin" if tolerance is None else "error"), 0.05 * relative_gap * (tolerance or 1.0)
+    aims = _Aims(tolerance, relative_gap, max_rounds, default_key(key))
     numbers = np.arange(len(points))
     if tolerance is None:
         cuts = make_cuts(kernel, points, targets, np.ones(len(points)), numbers)
     else:
         signs, twice = np.repeat([1.0, -1.0], len(points)), np.tile(numbers, 2)
-        cuts = make_cuts(kernel, points[twice], signs, signs * targets[twice] - aim, twice)
-    lower, attained, upper = 0.0, np.inf, np.inf
+        cuts = make_cuts(kernel, points[twice], signs, signs * targets[twice] - aims.level, twice)
+    found, floor = [], 0.0
+    for each in sets:
+        interpolant, cuts = _interpolant(kernel, each, cuts, floor, aims)
+        found.append(interpolant)
+        floor = interpolant.norm_lower
+    return tuple(found)
+
+
+class _Aims(NamedTuple):
+    """What is asked for."""
+
+    tolerance: float | None
+    relative_gap: float
+    max_rounds: int
+    key: Key[Array, ""]
+
+    @property
+    def level(self) -> float:
+        """The margin, or a little less than the tolerance: such a function is right although suprema have gaps."""
+        return 1.0 if self.tolerance is None else self.tolerance * (1.0 - 0.5 * self.relative_gap)
+
+
+def _interpolant(
+    kernel: AbstractKernel, sets: AbstractSets, cuts: Cuts, lower: float, aims: _Aims
+) -> tuple[Interpolant, Cuts]:
+    """The interpolant, from constraints that the sets imply and a lower bound; and the last constraints."""
+    tolerance, relative_gap = aims.tolerance, aims.relative_gap
+    goal, small = ("margin" if tolerance is None else "error"), 0.05 * relative_gap * (tolerance or 1.0)
+    attained, upper = np.inf, np.inf
     converged, rounds, h = False, 0, None
-    for rounds in range(1, max_rounds + 1):  # noqa: B007 - reported
+    for rounds in range(1, aims.max_rounds + 1):  # noqa: B007 - reported
         weights = quadratic_program(cuts.matrix, cuts.offsets)
         coefficients = weights * cuts.signs
         squared, hidden = norm_squared(cuts.gram, coefficients)
-        promised = cuts.offsets if tolerance is None else cuts.offsets + (aim - tolerance)
+        promised = cuts.offsets if tolerance is None else cuts.offsets + (aims.level - tolerance)
         lower = max(lower, float(weights @ promised) / float(np.sqrt(squared + hidden)))
         candidate = make_expansion(kernel, cuts.points, coefficients, cuts.gram)
-        worst = sets.worst(candidate, goal, small, default_key(key))
+        worst = sets.worst(candidate, goal, small, aims.key)
         found = _norm_of_right(candidate.norm, float(np.max(worst.attained())), tolerance)
         upper = min(upper, _norm_of_right(candidate.norm, float(np.max(worst.upper)), tolerance))
         if h is None or found <= attained:
@@ -117,7 +167,7 @@ def robust_interpolant(
         converged = min(attained, upper) <= lower * (1.0 + relative_gap)
         if converged:
             break
-        bad = np.flatnonzero(worst.values > (-1.0 if tolerance is None else aim) + small)
+        bad = np.flatnonzero(worst.values > (-1.0 if tolerance is None else aims.level) + small)
         if len(bad) == 0:
             break
         active = np.flatnonzero(weights > 1e-8 * np.max(weights))
@@ -126,12 +176,13 @@ def robust_interpolant(
             new = make_cuts(kernel, points, sides, np.ones(len(bad)), sets_of)
         else:
             signs = np.where(sides >= candidate(points), 1.0, -1.0)
-            new = make_cuts(kernel, points, signs, signs * sides - aim, sets_of)
+            new = make_cuts(kernel, points, signs, signs * sides - aims.level, sets_of)
         cuts = extended(kernel, cuts.kept(active), new)
     assert h is not None
-    return Interpolant(
+    interpolant = Interpolant(
         kernel, h.points, h.coefficients, lower, attained, upper, len(cuts.signs), rounds, bool(converged)
     )
+    return interpolant, cuts
 
 
 def _norm_of_right(norm: float, worst: float, tolerance: float | None) -> float:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from ntk_robust.attacks import PGD, AbstractAttack, AbstractPerturbationSet, SphereSlice, attack_batch
-from ntk_robust.certify import RkhsFunction, rkhs_bounds, rkhs_distance_bound
+from ntk_robust.certify import rkhs_distance_bound
+from ntk_robust.expressiveness._certificates import euclidean_radius, zonal_bounds
 from ntk_robust.expressiveness._expansion import Expansion, cross_gram, pad_rows
 from ntk_robust.expressiveness._tangent import TangentKernel
-from ntk_robust.kernels import AbstractKernel, ZonalKernel
+from ntk_robust.kernels import AbstractKernel, KernelPredictor, ZonalKernel
 
 Goal: TypeAlias = Literal["error", "margin"]
 
@@ -115,7 +116,7 @@ class PointSets(AbstractSets):
         del gap, key
         n, count, dim = self.points.shape
         points, targets = np.asarray(self.points).reshape(-1, dim), np.asarray(self.targets).ravel()
-        values = _measure(h(points), targets, goal).reshape(n, count)
+        values = measured(h(points), targets, goal).reshape(n, count)
         pieces = np.array_split(np.arange(count), min(count, max(1, _CHUNKS // n)))
         rows = np.concatenate([np.arange(n) * count + piece[np.argmax(values[:, piece], axis=1)] for piece in pieces])
         sets = np.tile(np.arange(n), len(pieces))
@@ -125,9 +126,10 @@ class PointSets(AbstractSets):
 class AttackedSets(AbstractSets):
     r"""Perturbation sets of data, searched by an attack.
 
-    The certificate is that of the kernel's space: the value at $x_i$ and $\|h\| \sup\|k_{x'} - k_{x_i}\|$, or for a
-    `ZonalKernel` the better of that and the angle (`certify.rkhs_bounds`). It closes for small sets only, and where the
-    kernel's geometry is not known the upper bounds are infinite.
+    The certificate is the value at $x_i$ and $\|h\| \sup\|k_{x'} - k_{x_i}\|$, with a Lipschitz constant for a
+    `TangentKernel`; for a `ZonalKernel` the best of that, the angle (`certify.rkhs_bounds`) and second derivatives
+    (`certify.local_kernel_bounds`, with the terms that have a cusp in the set apart). It closes for small sets only,
+    and where the kernel's geometry is not known the upper bounds are infinite.
 
     Attributes:
         xs: Inputs, in float64.
@@ -166,24 +168,32 @@ class AttackedSets(AbstractSets):
             attack_batch(self.attack, objective, self.xs, self.targets, self.perturbations, key=key).x_adv
         )
         targets = np.asarray(self.targets)
-        values = _measure(h(found), targets, goal)
+        values = measured(h(found), targets, goal)
         return Worst(found, np.arange(len(found)), targets, values, self._upper(h, goal))
 
     def _upper(self, h: Expansion, goal: Goal) -> Float[np.ndarray, " n"]:
         targets = np.asarray(self.targets)
         if isinstance(h.kernel, ZonalKernel):
-            bounds = _zonal_bounds(h.kernel, h.points, h.coefficients, self.xs, self.perturbations)
-            lower, upper = (np.asarray(part)[:, 0] for part in bounds)
+            lower, upper = zonal_bounds(h.kernel, h.points, h.coefficients, self.xs, self.perturbations)
+            lower, upper = np.asarray(lower) - h.error, np.asarray(upper) + h.error
             return (
                 np.maximum(upper - targets, targets - lower)
                 if goal == "error"
                 else np.maximum(-targets * lower, -targets * upper)
             )
-        if isinstance(h.kernel, TangentKernel) or not isinstance(self.perturbations, SphereSlice):
+        if isinstance(h.kernel, TangentKernel):
+            far = np.asarray(jax.vmap(lambda x: euclidean_radius(self.perturbations, x))(self.xs))
+            far = far * h.kernel.lipschitz(float(np.max(np.linalg.norm(self.xs, axis=1) + far)))
+        elif isinstance(self.perturbations, SphereSlice):
+            far = np.asarray(_distances(h.kernel, self.xs, self.perturbations))
+        else:
             return np.full(len(targets), np.inf)
         size = 1.0 if goal == "error" else np.abs(targets)
-        far = h.norm * np.asarray(_distances(h.kernel, self.xs, self.perturbations))
-        return _measure(h(np.asarray(self.xs)), targets, goal) + size * far + h.error
+        return measured(h(np.asarray(self.xs)), targets, goal) + size * h.norm * far + h.error
+
+    def with_epsilon(self, epsilon: ArrayLike) -> "AttackedSets":
+        """The same with another radius."""
+        return eqx.tree_at(lambda sets: sets.perturbations, self, self.perturbations.with_epsilon(epsilon))
 
 
 class ArcSets(AbstractSets):
@@ -253,7 +263,7 @@ class ArcSets(AbstractSets):
         reach = _distances_of_arcs(h.kernel, xs[0], circle, width / 2.0 ** np.arange(_MAX_HALVINGS))
         spent = 0
         for level in range(_MAX_HALVINGS):
-            values = _measure(outputs(angles), self._targets(_on_circle(circle, constant, angles), sets), goal)
+            values = measured(outputs(angles), self._targets(_on_circle(circle, constant, angles), sets), goal)
             spent += len(angles)
             better = values > best_value[piece]
             # several cells of a piece: the last of the best wins
@@ -286,9 +296,7 @@ class ArcSets(AbstractSets):
 
     def _targets(self, points: Float[np.ndarray, "k 3"], sets: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         if callable(self.targets):
-            blocks = [points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK)]
-            found = [np.asarray(_at(self.targets, pad_rows(block)))[: len(block)] for block in blocks]
-            return np.concatenate(found)
+            return target_values(self.targets, points)
         return np.asarray(self.targets)[sets]
 
     def _size(self, sets: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -338,27 +346,24 @@ class _Objective(eqx.Module):
     goal: Goal = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, " d"], y: Num[Array, ""]) -> Float[Array, ""]:
-        value = self.kernel.gram(x[None], self.points)[0] @ self.coefficients
+        if isinstance(self.kernel, TangentKernel):
+            value = self.kernel.combination(x[None], self.points, self.coefficients)[0]
+        else:  # gradients in closed form, all examples together
+            value = KernelPredictor(self.kernel, self.points, self.coefficients)(x)
         return jnp.abs(value - y) if self.goal == "error" else -y * value
 
 
+def target_values(
+    target: Callable[[Float[Array, " d"]], Float[Array, ""]], points: Float[np.ndarray, "k d"]
+) -> Float[np.ndarray, " k"]:
+    """A target function at many points."""
+    blocks = [points[start : start + _BLOCK] for start in range(0, len(points), _BLOCK)]
+    return np.concatenate([np.asarray(_at(target, pad_rows(block)))[: len(block)] for block in blocks])
+
+
 @eqx.filter_jit
-def _at(target: Callable[[Float[Array, " 3"]], Float[Array, ""]], points: Float[Array, "k 3"]) -> Float[Array, " k"]:
+def _at(target: Callable[[Float[Array, " d"]], Float[Array, ""]], points: Float[Array, "k d"]) -> Float[Array, " k"]:
     return jax.vmap(target)(points)
-
-
-@eqx.filter_jit
-def _zonal_bounds(
-    kernel: ZonalKernel,
-    points: Float[Array, "s d"],
-    coefficients: Float[Array, " s"],
-    xs: Float[Array, "n d"],
-    perturbations: AbstractPerturbationSet,
-) -> tuple[Array, Array]:
-    function = RkhsFunction(kernel, points, coefficients[:, None])
-    # one at a time, so that the differences of all pairs of points need not be in memory at once
-    bounds = jax.lax.map(lambda x: rkhs_bounds(function, x, perturbations), xs)
-    return bounds.lower, bounds.upper
 
 
 @eqx.filter_jit
@@ -427,7 +432,8 @@ def _on_circle(circle: float, constant: float, angles: Float[np.ndarray, " k"]) 
     return np.stack([circle * np.cos(angles), circle * np.sin(angles), np.full_like(angles, constant)], axis=1)
 
 
-def _measure(values: Float[np.ndarray, " k"], targets: Float[np.ndarray, " k"], goal: Goal) -> Float[np.ndarray, " k"]:
+def measured(values: Float[np.ndarray, " k"], targets: Float[np.ndarray, " k"], goal: Goal) -> Float[np.ndarray, " k"]:
+    """What is bad about values: |h − target|, or −target h."""
     return np.abs(values - targets) if goal == "error" else -targets * values
 
 

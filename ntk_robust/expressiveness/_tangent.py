@@ -61,6 +61,27 @@ class TangentKernel(AbstractKernel):
             (self.params.plus + moves[:pairs], self.params.minus + moves[pairs:]),
         )
 
+    def lipschitz(self, largest_norm: float) -> float:
+        r"""Bound of $\|\phi(x) - \phi(x')\| / \|x - x'\|$ for $\|x\|, \|x'\| ≤ R$: $C_1 + C_2 R \|W_0\|_{op}/\sqrt m$.
+
+        Each neuron's part of φ moves by at most $C_1 \|δ\| + R C_2 |w_r · δ|$, and $\sum_r |w_r · δ|^2 ≤
+        \|W_0\|_{op}^2 \|δ\|^2$.
+        """
+        neurons = np.concatenate([self.params.plus, self.params.minus])
+        spread = float(np.linalg.norm(neurons, 2)) / math.sqrt(self.net.width) * (1.0 + 1e-9)
+        return self.net.activation.lipschitz + self.net.activation.smoothness * largest_norm * spread
+
+    def bend(self, largest_norm: float, *, third: float) -> float:
+        r"""Bound of $\|\partial^2 \phi\|$ along unit vectors: $2 C_2 s_2 + C_3 R s_4$, $C_3 ≥ |\sigma^{(3)}|$.
+
+        $s_2 = \|W_0\|_{op}/\sqrt m ≥ (\frac1m \sum_r (w_r·u)^2)^{1/2}$, and $s_4^2 = \max\|w_r\|^2 s_2^2$ is at least
+        $\frac1m \sum_r (w_r·u)^4$.
+        """
+        neurons = np.concatenate([self.params.plus, self.params.minus])
+        spread = float(np.linalg.norm(neurons, 2)) / math.sqrt(self.net.width) * (1.0 + 1e-9)
+        fourth = spread * float(np.max(np.linalg.norm(neurons, axis=1)))
+        return 2.0 * self.net.activation.smoothness * spread + third * largest_norm * fourth
+
     def arc_lipschitz(self, x: Float[Array, " 3"]) -> float:
         r"""Bound of $\|\phi(\theta) - \phi(\theta')\| / |\theta - \theta'|$ on the circle of x, φ the gradient in W.
 

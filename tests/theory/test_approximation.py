@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.models import PairedTwoLayerNet, Softplus, Tanh
+from ntk_robust.models import DeepReluNet, DeepReluParams, PairedTwoLayerNet, Softplus, Tanh
+from ntk_robust.theory.checks import gao2019_depth as depth
 from ntk_robust.theory.checks import gao2019_random_features as features
 from ntk_robust.theory.checks.gao2019_linearization_remainder import Bending, largest_found
 
@@ -77,20 +78,40 @@ def test_the_bounds_of_the_third_derivatives_are_attained_on_a_grid():
         assert bending.third * 0.999 <= float(jnp.max(jnp.abs(third))) <= bending.third * (1 + 1e-9)
 
 
-def test_the_errors_of_a_network_agree_with_the_librarys_network(key):
+def test_the_errors_of_networks_agree_with_numpy(key):
     bending = features._BENDINGS["tanh"]
     centers, coefficients = features._centers()
     grid = features._circle(features._GRID_ANGLES)
     values = features.kernel(bending, grid, centers, 0.25) @ coefficients
     target = features.Target(jnp.asarray(centers), jnp.asarray(coefficients), jnp.asarray(values))
-    keys = jr.split(key, 2)
-    found = features.approximant_errors(bending.activation, 8, keys, target, jnp.asarray(-1.0))
-    for index, one_key in enumerate(keys):
-        weight_key, sign_key = jr.split(one_key)
-        weights, signs = jr.normal(weight_key, (4, 3)), jr.rademacher(sign_key, (4,), float)
-        slopes = 1 / np.cosh(np.asarray(weights) @ centers.T) ** 2
-        moves = np.asarray(signs)[:, None] / math.sqrt(8) * ((slopes * coefficients) @ centers)
+    nets = features.networks(PairedTwoLayerNet(3, 8, Tanh()), jr.split(key, 2), target, "sampled", True)
+    found = features.approximant_errors(nets, target)
+    for index in range(2):
+        weights, signs = np.asarray(nets.start.plus[index]), np.asarray(nets.params.signs[index])
+        slopes = 1 / np.cosh(weights @ centers.T) ** 2
+        c = (slopes * coefficients) @ centers
+        moves = signs[:, None] / math.sqrt(8) * c
         hidden = np.tanh(grid @ (weights + moves).T) - np.tanh(grid @ (weights - moves).T)
-        outputs = hidden @ np.asarray(signs) / math.sqrt(8)
+        outputs = hidden @ signs / math.sqrt(8)
+        average = 2 / 8 * np.sum((grid @ c.T) / np.cosh(grid @ weights.T) ** 2, axis=1)
         np.testing.assert_allclose(found.total[index], np.max(np.abs(outputs - values)), rtol=1e-9)
+        np.testing.assert_allclose(found.linearization[index], np.max(np.abs(outputs - average)), rtol=1e-9)
         np.testing.assert_allclose(found.norm_squared[index], 2 * np.sum(moves**2), rtol=1e-12)
+        np.testing.assert_allclose(found.largest[index], np.max(np.linalg.norm(c, axis=1)), rtol=1e-12)
+
+
+def test_the_remainders_of_the_depth_check_are_those_of_the_librarys_network():
+    rng = np.random.default_rng(0)
+    network = depth.make_network(3, 16, rng)
+    net = DeepReluNet(16, 16, 3, first_activation=False)  # the features that enter are its input
+    params = DeepReluParams(jnp.eye(16), tuple(map(jnp.asarray, network.hidden)), jnp.asarray(network.readout))
+    output, gradient = jax.value_and_grad(net.apply)(params, jnp.asarray(network.entering))
+    inputs, before, value = depth.forward(network, network.hidden)
+    np.testing.assert_allclose(value, output, rtol=1e-12)
+    for layer, slope, entering in zip(
+        gradient.hidden, depth.backward(network, network.hidden, before), inputs, strict=True
+    ):
+        np.testing.assert_allclose(np.outer(slope, entering), layer, atol=1e-13)
+    reached = depth.largest_remainder(network, 4.0, slice(None), 20)
+    assert depth.largest_remainder(network, 4.0, slice(0, 1), 20) > 0.0
+    assert depth.largest_remainder(network, 1.0, slice(None), 20) < reached

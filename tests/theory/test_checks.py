@@ -16,7 +16,7 @@ QUICK_CPU_SECONDS = 60
 SLOW = {
     "gao2019_capacity_converse",
     "gao2019_certificate",
-    "gao2019_depth",
+    "gao2019_hitting_time",
     "gao2019_optimal_robust_loss",
     "gao2019_random_features",
     "gao2019_smooth_two_layer",

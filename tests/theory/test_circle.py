@@ -6,8 +6,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from ntk_robust.attacks import SphereSlice
+from ntk_robust.data import circle_points
 from ntk_robust.models import Tanh
 from ntk_robust.theory import Verdict
+from ntk_robust.theory.checks._adversaries import arc_attacks, arc_grid
 from ntk_robust.theory.checks._circle import CircleProblem, grid_gap, kernel_fit, make_problem, robust_loss
 from ntk_robust.theory.checks.gao2019_smooth_two_layer import Case, Watched, _conclusions, first_hit, make_case
 
@@ -109,3 +112,15 @@ def test_the_case_has_exactly_the_required_width_and_enough_steps(case):
     np.testing.assert_allclose(required, 64, rtol=1e-12)
     assert case.num_steps >= 2 * case.comparator.radius**2 / (case.step_size * case.epsilon)
     assert jnp.all(jnp.abs(case.problem.params.signs) == 1)
+
+
+def test_an_attack_on_an_arc_takes_the_point_that_its_name_says():
+    xs, _ = circle_points(2)
+    arcs, center = SphereSlice(0.4), xs[0]
+    attacks = arc_attacks(9, ("oracle", "weakest", "identity", "random"))
+    found = {name: attack(lambda x: x[1], center, arcs, key=jr.key(3)).x_adv[1] for name, attack in attacks.items()}
+    grid = np.asarray(arc_grid(center, arcs, 9)[:, 1])
+    assert found["oracle"] == grid.max()
+    assert found["weakest"] == grid.min()
+    assert found["identity"] == center[1]
+    assert found["random"] in grid

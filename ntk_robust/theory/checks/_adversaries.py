@@ -52,6 +52,29 @@ class Weakest(AbstractAttack):
         return _result(objective, self.attack(lambda point: -objective(point), x, perturbations, key=key).x_adv)
 
 
+class Strongest(AbstractAttack):
+    """The largest value that any of `attacks` finds.
+
+    Attributes:
+        attacks: What it tries.
+    """
+
+    attacks: tuple[AbstractAttack, ...]
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Float[Array, "*dims"],
+        perturbations: AbstractPerturbationSet,
+        *,
+        key: Key[Array, ""],
+    ) -> AttackResult:
+        """The point; see `AbstractAttack`."""
+        results = [attack(objective, x, perturbations, key=key) for attack in self.attacks]
+        best = jnp.argmax(jnp.stack([result.value for result in results]))
+        return _result(objective, jnp.stack([result.x_adv for result in results])[best])
+
+
 class Mixture(AbstractAttack):
     """One of `attacks`, drawn anew for each example and step: discontinuous in W and in time.
 
@@ -85,16 +108,23 @@ def each_and_switching(attacks: dict[str, AbstractAttack]) -> dict[str, Mixture]
     return {**alone, "switching": Mixture(pool, jnp.eye(count).mean(axis=0))}
 
 
-class ArcOracle(AbstractAttack):
-    r"""The maximum over a grid of the arc B(x) of a circle, ends included.
+ARC_CHOICES = ("oracle", "weakest", "random", "identity")
 
-    Between neighbors of the grid, $h$ apart in angle, a function is at most $h^2/8 \sup|g''|$ above the larger of them.
+
+class ArcAttack(AbstractAttack):
+    r"""A point of a grid of the arc B(x) of a circle, ends and center included.
+
+    Which one is drawn anew for each example and step: the one with the largest objective, that with the smallest, a
+    random one, or x itself. The grid is evaluated once, so that all of these are one small program. Between neighbors
+    of the grid, $h$ apart in angle, a function is at most $h^2/8 \sup|g''|$ above the larger of them.
 
     Attributes:
-        num_points: Points of the grid.
+        num_points: Points of the grid, an odd number.
+        shares: Probabilities of the four choices, in the order of `ARC_CHOICES`.
     """
 
     num_points: int = eqx.field(static=True)
+    shares: Float[Array, " choices"]
 
     def __call__(
         self,
@@ -105,10 +135,24 @@ class ArcOracle(AbstractAttack):
         key: Key[Array, ""],
     ) -> AttackResult:
         """The point; see `AbstractAttack`."""
-        del key
         assert isinstance(perturbations, SphereSlice)
+        choice_key, point_key = jr.split(key)
         grid = arc_grid(x, perturbations, self.num_points)
-        return _result(objective, grid[jnp.argmax(jax.vmap(objective)(grid))])
+        values = lax.stop_gradient(jax.vmap(objective)(grid))
+        random = jr.randint(point_key, (), 0, self.num_points)
+        places = jnp.stack([jnp.argmax(values), jnp.argmin(values), random, jnp.asarray(self.num_points // 2)])
+        place = places[jnp.sum(jr.uniform(choice_key, (), self.shares.dtype) >= jnp.cumsum(self.shares))]
+        return AttackResult(
+            x_adv=grid[place], value=values[place], values=values[place][None], zero_gradients=jnp.asarray(0)
+        )
+
+
+def arc_attacks(num_points: int, names: tuple[str, ...]) -> dict[str, ArcAttack]:
+    """The named choices, each alone; "switching" is the first three by turns. One program runs them all."""
+    count = len(ARC_CHOICES)
+    alone = {name: jnp.eye(count)[index] for index, name in enumerate(ARC_CHOICES)}
+    shares = alone | {"switching": jnp.array([1.0, 1.0, 1.0, 0.0]) / 3.0}
+    return {name: ArcAttack(num_points, shares[name]) for name in names}
 
 
 def arc_grid(x: Float[Array, " 3"], perturbations: SphereSlice, num_points: int) -> Float[Array, "points 3"]:

@@ -1,6 +1,8 @@
 """Robust fitting on a circle of the sphere slice, where the robust loss is known up to a certified gap."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust.attacks import AbstractAttack, SphereSlice
+from ntk_robust.attacks import SphereSlice
 from ntk_robust.data import circle_points
+from ntk_robust.expressiveness import TangentKernel
 from ntk_robust.losses import Absolute
 from ntk_robust.models import AbstractActivation, PairedParams, PairedTwoLayerNet
-from ntk_robust.theory.checks._adversaries import arc_grid, gradient_steps
-from ntk_robust.training import FrobeniusBall, Step, fit
+from ntk_robust.theory.checks._adversaries import ArcAttack, arc_grid, gradient_steps
+from ntk_robust.training import FrobeniusBall, Step, TrainingResult, fit
 
 _FIT_POINTS = 9  # of each arc
 _SUP_POINTS = 4097  # of each arc
-_SUP_CHUNK = 17
+_SUP_CHUNK = 241  # 4097 = 17 * 241
 
 
 class CircleProblem(NamedTuple):
@@ -46,7 +49,7 @@ def make_problem(
     xs, ys = circle_points(num_train)
     net = PairedTwoLayerNet(input_dim=3, width=width, activation=activation)
     chord = 2 * math.hypot(float(xs[0, 0]), float(xs[0, 1])) * math.sin(half_angle / 2)
-    return CircleProblem(net, eqx.filter_jit(net.init)(key=key), xs, ys, SphereSlice(chord))
+    return CircleProblem(net, net.init(key=key), xs, ys, SphereSlice(chord))
 
 
 class Comparator(NamedTuple):
@@ -67,26 +70,26 @@ class Comparator(NamedTuple):
 
 def kernel_fit(problem: CircleProblem, ridge: float) -> Comparator:
     """U = W_0 + V with V the ridge regression of the labels, on a grid of each arc, in the features ∇_W f(W_0, ·)."""
-    displacement = _ridge_displacement(problem, _FIT_POINTS, ridge)
-    params = eqx.apply_updates(problem.params, displacement)
-    radius = math.sqrt(sum(float(jnp.sum(part**2)) for part in jax.tree.leaves(displacement)))
+    grids = _grids(problem, _FIT_POINTS).reshape(-1, 3)
+    tangent = TangentKernel(problem.net, problem.params)
+    gram = np.asarray(tangent.gram(grids))
+    targets = np.repeat(np.asarray(problem.ys), _FIT_POINTS)
+    dual = np.linalg.solve(gram + ridge * np.eye(len(grids)), targets)
+    params = tangent.displaced(grids, jnp.asarray(dual))
+    moved = (params.plus - problem.params.plus, params.minus - problem.params.minus)
+    radius = math.sqrt(sum(float(np.sum(np.asarray(part) ** 2)) for part in moved))
     lower, upper = robust_loss(problem, params)
     return Comparator(params, radius, lower, upper)
 
 
-@eqx.filter_jit
-def _ridge_displacement(problem: CircleProblem, num_points: int, ridge: float) -> PairedParams:
-    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, num_points))(problem.xs).reshape(-1, 3)
-    trained = eqx.filter(problem.params, problem.net.trainable_mask(problem.params))
+def _grids(problem: CircleProblem, num_points: int) -> Float[Array, "n points 3"]:
+    return arc_grids(problem.xs, problem.arcs, num_points)
 
-    def output(trained: PairedParams, x: Array) -> Array:
-        return problem.net.apply(eqx.combine(trained, problem.params), x)
 
-    features = jax.vmap(jax.grad(output), (None, 0))(trained, grids)
-    flat = jnp.concatenate([part.reshape(len(grids), -1) for part in jax.tree.leaves(features)], axis=1)
-    targets = jnp.repeat(problem.ys, num_points)
-    dual = jnp.linalg.solve(flat @ flat.T + ridge * jnp.eye(len(grids)), targets)
-    return jax.tree.map(lambda part: jnp.tensordot(dual, part, axes=1), features)
+@functools.partial(jax.jit, static_argnames="num_points")
+def arc_grids(xs: Float[Array, "n 3"], arcs: SphereSlice, num_points: int) -> Float[Array, "n points 3"]:
+    """`arc_grid` of each."""
+    return jax.vmap(lambda x: arc_grid(x, arcs, num_points))(xs)
 
 
 def robust_loss(problem: CircleProblem, params: PairedParams) -> tuple[float, float]:
@@ -112,12 +115,18 @@ def grid_gap(problem: CircleProblem, params: PairedParams, num_points: int) -> f
     return spacing**2 / 8 * float(curvature) / math.sqrt(problem.net.width)
 
 
-@eqx.filter_jit
-def _grid_outputs(problem: CircleProblem, params: PairedParams) -> Float[Array, "n points"]:
-    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, _SUP_POINTS))(problem.xs)
-    pieces = grids.reshape(-1, _SUP_CHUNK, 3)
-    outputs = jax.lax.map(jax.vmap(lambda x: problem.net.apply(params, x)), pieces)
-    return outputs.reshape(len(problem.xs), _SUP_POINTS)
+def _grid_outputs(problem: CircleProblem, params: PairedParams) -> Float[np.ndarray, "n points"]:
+    """f(W, ·), in float64 on the host: one program for each activation would cost more than the sums."""
+    grids = np.asarray(_grids(problem, _SUP_POINTS))
+    plus, minus = np.asarray(params.plus), np.asarray(params.minus)
+    signs, activation = np.asarray(params.signs), problem.net.activation
+    outputs = np.zeros(grids.shape[:2])
+    for row, grid in enumerate(grids):
+        for start in range(0, _SUP_POINTS, _SUP_CHUNK):
+            points = grid[start : start + _SUP_CHUNK]
+            raised, lowered = (np.asarray(activation(jnp.asarray(points @ part.T))) for part in (plus, minus))
+            outputs[row, start : start + _SUP_CHUNK] = (raised - lowered) @ signs
+    return outputs / math.sqrt(problem.net.width)
 
 
 class RobustRecord(eqx.Module):
@@ -133,7 +142,7 @@ class RobustRecord(eqx.Module):
 
     def __call__(self, step: Step) -> dict[str, Array]:
         """The loss of the weights before the step."""
-        grids = jax.vmap(lambda x: arc_grid(x, self.problem.arcs, self.num_points))(self.problem.xs)
+        grids = arc_grids(self.problem.xs, self.problem.arcs, self.num_points)
         outputs = jax.vmap(jax.vmap(lambda x: self.problem.net.apply(step.params, x)))(grids)
         return {"robust_loss": jnp.mean(jnp.max(jnp.abs(outputs - self.problem.ys[:, None]), axis=1))}
 
@@ -144,26 +153,24 @@ class ArcRun(NamedTuple):
     Attributes:
         surrogate_loss: L_A(W_t).
         robust_loss: L_*(W_t), on the grid.
-        params: The last weights.
     """
 
     surrogate_loss: Float[np.ndarray, " steps"]
     robust_loss: Float[np.ndarray, " steps"]
-    params: PairedParams
 
 
 def train_on_arcs(
     problem: CircleProblem,
-    attack: AbstractAttack,
+    attack: ArcAttack,
     *,
     step_size: float,
     num_steps: int,
-    num_points: int,
+    record: Callable[[Step], dict[str, Array]],
     key: Key[Array, ""],
     radius: float | None = None,
-) -> ArcRun:
+) -> TrainingResult:
     """The library's loop with the absolute error, projected on the ball of this radius around W_0 if one is given."""
-    result = fit(
+    return fit(
         problem.net.apply,
         problem.params,
         problem.xs,
@@ -175,12 +182,27 @@ def train_on_arcs(
         num_steps=num_steps,
         trainable=problem.net.trainable_mask(problem.params),
         constraint=None if radius is None else FrobeniusBall(radius),
-        record=RobustRecord(problem, num_points),
+        record=record,
         throw=True,
         key=key,
     )
-    surrogate, robust = (np.asarray(result.history[name]) for name in ("surrogate_loss", "robust_loss"))
-    return ArcRun(surrogate, robust, result.params)
+
+
+def losses_on_arcs(
+    problem: CircleProblem,
+    attack: ArcAttack,
+    *,
+    step_size: float,
+    num_steps: int,
+    key: Key[Array, ""],
+    radius: float | None = None,
+) -> ArcRun:
+    """`train_on_arcs` with L_* recorded on the grid of the attack."""
+    record = RobustRecord(problem, attack.num_points)
+    result = train_on_arcs(
+        problem, attack, step_size=step_size, num_steps=num_steps, record=record, key=key, radius=radius
+    )
+    return ArcRun(*(np.asarray(result.history[name]) for name in ("surrogate_loss", "robust_loss")))
 
 
 def mean_loss(problem: CircleProblem, params: PairedParams, xs: Float[Array, "n 3"]) -> Float[Array, ""]:

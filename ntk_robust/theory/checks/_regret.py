@@ -15,8 +15,16 @@ from ntk_robust.attacks import FGSM, PGD, AbstractAttack, Identity, SphereSlice
 from ntk_robust.data import binary_task, load_dataset, subset, to_sphere_slice
 from ntk_robust.losses import Absolute
 from ntk_robust.models import DeepReluNet, DeepReluParams
+from ntk_robust.theory._check import Size
 from ntk_robust.theory._claim import summation_error
-from ntk_robust.theory.checks._adversaries import Mixture, RandomPoint, Weakest, each_and_switching, gradient_steps
+from ntk_robust.theory.checks._adversaries import (
+    Mixture,
+    RandomPoint,
+    Strongest,
+    Weakest,
+    each_and_switching,
+    gradient_steps,
+)
 from ntk_robust.training import LayerwiseFrobeniusBall, Trajectory, fit, record_trajectory
 
 # The comparators stay inside B(R) by more than the rounding of their own length.
@@ -55,7 +63,7 @@ def make_setting(
     net = DeepReluNet(input_dim=xs.shape[1], width=width, num_hidden_layers=num_hidden_layers)
     return Setting(
         net=net,
-        params=eqx.filter_jit(net.init)(key=init_key),
+        params=net.init(key=init_key),
         xs=xs,
         ys=digits.y_train,
         radius=scaled_radius / math.sqrt(width),
@@ -100,17 +108,17 @@ def record_run(
     return Trajectory.of(result)
 
 
-def adversaries() -> dict[str, Mixture]:
-    """Attacks on digits: weak and strong, gradient-based and random, one that helps, and one that switches."""
-    fgsm = FGSM()
-    attacks = {
-        "identity": Identity(),
-        "random": RandomPoint(),
-        "FGSM": fgsm,
-        "PGD": PGD(num_steps=3, relative_step=0.5, random_start=False),
-        "weakest": Weakest(fgsm),
-    }
-    return each_and_switching(attacks)
+def adversaries(size: Size) -> dict[str, Mixture]:
+    """Attacks on digits; in full size weak and strong ones, gradient-based and random, and one that helps.
+
+    "oracle" is the strongest of the others, and "switching" one of them all at random. Two of them make a smaller
+    program, which is most of the time in quick size.
+    """
+    fgsm, pgd = FGSM(), PGD(num_steps=3, relative_step=0.5, random_start=False)
+    if size == "quick":
+        return each_and_switching({"random": RandomPoint(), "PGD": pgd})
+    found = {"identity": Identity(), "random": RandomPoint(), "FGSM": fgsm, "PGD": pgd}
+    return each_and_switching({**found, "oracle": Strongest(tuple(found.values())), "weakest": Weakest(fgsm)})
 
 
 def flat_weights(layers: tuple[Float[Array, "steps m m"], ...]) -> Float[np.ndarray, "steps weights"]:

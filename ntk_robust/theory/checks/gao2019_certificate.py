@@ -23,7 +23,6 @@ from ntk_robust.theory.checks._regret import (
 )
 from ntk_robust.training import Trajectory
 
-_QUICK = ("random", "PGD", "switching")
 # Of a loss of size 1. The rounding bound grows about tenfold with each layer, and full size goes down to depth 6.
 _RESOLUTION = {"quick": 1e-8, "full": 1e-3}
 
@@ -34,8 +33,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
     runs = [
         (f"{name}, H={setting.net.num_hidden_layers}", setting, record_run(setting, attack, key=run_key))
         for setting in settings
-        for name, attack in adversaries().items()
-        if size == "full" or name in _QUICK
+        for name, attack in adversaries(size).items()
     ]
     return _report(runs, _RESOLUTION[size], comparator_key, ())
 
@@ -43,7 +41,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
 def _control(size: Size, key: Key[Array, ""]) -> Report:
     setting_key, run_key, comparator_key = jr.split(key, 3)
     setting = _settings(size, setting_key)[0]
-    run = record_run(setting, adversaries()["random"], key=run_key, step_size=-setting.step_size)
+    run = record_run(setting, adversaries(size)["random"], key=run_key, step_size=-setting.step_size)
     note = "Broken on purpose: steps along the gradient instead of against it."
     runs = [(f"random, H={setting.net.num_hidden_layers}", setting, run)]
     return _report(runs, _RESOLUTION[size], comparator_key, (note,))
@@ -54,7 +52,7 @@ def _settings(size: Size, key: Key[Array, ""]) -> list[Setting]:
         return [make_setting(width=48, num_hidden_layers=2, num_train=12, scaled_radius=1.0, num_steps=40, key=key)]
     return [
         make_setting(width=128, num_hidden_layers=depth, num_train=32, scaled_radius=2.0, num_steps=150, key=key)
-        for depth in (1, 2, 3, 4, 6)
+        for depth in (1, 2, 3, 4, 5, 6)
     ]
 
 

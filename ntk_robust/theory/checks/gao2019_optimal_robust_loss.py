@@ -15,8 +15,8 @@ from ntk_robust.models import AbstractActivation, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, summation_error
 from ntk_robust.theory._report import Report
-from ntk_robust.theory.checks._adversaries import ArcOracle, arc_grid
-from ntk_robust.theory.checks._circle import ArcRun, CircleProblem, make_problem, train_on_arcs
+from ntk_robust.theory.checks._adversaries import arc_attacks
+from ntk_robust.theory.checks._circle import ArcRun, CircleProblem, arc_grids, losses_on_arcs, make_problem
 
 _GRID = 17  # points of each arc: these are the perturbation sets
 _HALF_ANGLE = 0.5
@@ -66,12 +66,11 @@ def _report(size: Size, key: Key[Array, ""], stretch: float, notes: tuple[str, .
         problem = make_problem(case.num_train, case.width, case.activation, _HALF_ANGLE, key=init_key)
         curve = linearized_optimum(problem, case.radii)
         runs = [
-            train_on_arcs(
+            losses_on_arcs(
                 problem,
-                ArcOracle(_GRID),
+                arc_attacks(_GRID, ("oracle",))["oracle"],
                 step_size=radius / (_lipschitz(case) * math.sqrt(case.num_steps)),
                 num_steps=case.num_steps,
-                num_points=_GRID,
                 radius=stretch * radius,
                 key=run_key,
             )
@@ -103,7 +102,7 @@ def _report(size: Size, key: Key[Array, ""], stretch: float, notes: tuple[str, .
 
 def linearized_optimum(problem: CircleProblem, radii: tuple[float, ...]) -> ErrorCurve:
     """L^lin(R) of the network's own features on the grids, from both sides."""
-    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, _GRID))(problem.xs)
+    grids = arc_grids(problem.xs, problem.arcs, _GRID)
     targets = np.repeat(np.asarray(problem.ys)[:, None], _GRID, axis=1)
     kernel = TangentKernel(problem.net, problem.params)
     return error_curve(kernel, PointSets(grids, targets), list(radii), relative_gap=1e-4)
@@ -116,7 +115,7 @@ def _lipschitz(case: Case) -> float:
 def _displaced_loss(problem: CircleProblem, points: Float[Array, "s 3"], coefficients: Float[Array, " s"]) -> float:
     """L_*(W_0 + V) on the grids, V the displacement whose linearization was found."""
     params = TangentKernel(problem.net, problem.params).displaced(points, coefficients)
-    grids = jax.vmap(lambda x: arc_grid(x, problem.arcs, _GRID))(problem.xs)
+    grids = arc_grids(problem.xs, problem.arcs, _GRID)
     outputs = np.asarray(jax.vmap(jax.vmap(lambda x: problem.net.apply(params, x)))(grids))
     return float(np.mean(np.max(np.abs(outputs - np.asarray(problem.ys)[:, None]), axis=1)))
 

@@ -29,15 +29,16 @@ _NUM_RANDOM = 3
 def _run(size: Size, key: Key[Array, ""]) -> Report:
     setting_key, run_key, comparator_key = jr.split(key, 3)
     setting = _setting(size, setting_key)
-    chosen = ("switching",) if size == "quick" else tuple(adversaries())
-    runs = {name: record_run(setting, adversaries()[name], key=run_key) for name in chosen}
+    attacks = adversaries(size)
+    chosen = ("switching",) if size == "quick" else tuple(attacks)
+    runs = {name: record_run(setting, attacks[name], key=run_key) for name in chosen}
     return _report(setting, runs, comparator_key, ())
 
 
 def _control(size: Size, key: Key[Array, ""]) -> Report:
     setting_key, run_key, comparator_key = jr.split(key, 3)
     setting = _setting(size, setting_key)
-    run = record_run(setting, adversaries()["switching"], key=run_key, radius=setting.radius / 2)
+    run = record_run(setting, adversaries(size)["switching"], key=run_key, radius=setting.radius / 2)
     note = "Broken on purpose: the weights are projected on B(R/2), which does not hold the comparators of B(R)."
     return _report(setting, {"switching": run}, comparator_key, (note,))
 

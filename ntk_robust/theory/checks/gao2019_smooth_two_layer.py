@@ -15,14 +15,7 @@ from ntk_robust.models import AbstractActivation, PairedParams, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim, summation_error
 from ntk_robust.theory._report import Report
-from ntk_robust.theory.checks._adversaries import (
-    ArcOracle,
-    Mixture,
-    RandomPoint,
-    Weakest,
-    each_and_switching,
-    gradient_steps,
-)
+from ntk_robust.theory.checks._adversaries import ArcAttack, arc_attacks
 from ntk_robust.theory.checks._circle import (
     CircleProblem,
     Comparator,
@@ -30,10 +23,12 @@ from ntk_robust.theory.checks._circle import (
     kernel_fit,
     make_problem,
     mean_loss,
+    train_on_arcs,
 )
-from ntk_robust.training import Step, fit
+from ntk_robust.training import Step
 
-_ORACLE_POINTS = 65
+_ORACLE_POINTS = 33
+_ATTACKS = ("oracle", "weakest", "random", "switching")
 _RESOLUTION = 1e-9
 
 
@@ -110,7 +105,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
         (
             name,
             case,
-            {attack: train(case, adversary, case.step_size, run_key) for attack, adversary in adversaries().items()},
+            {attack: train(case, adversary, case.step_size, run_key) for attack, adversary in _attacks().items()},
         )
         for name, case in _cases(size, case_key).items()
     ]
@@ -120,7 +115,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
 def _control(size: Size, key: Key[Array, ""]) -> Report:
     case_key, run_key = jr.split(key)
     name, case = next(iter(_cases(size, case_key).items()))
-    run = train(case, adversaries()["oracle"], -case.step_size, run_key)
+    run = train(case, _attacks()["oracle"], -case.step_size, run_key)
     note = "Broken on purpose: steps along the gradient instead of against it."
     return _report([(name, case, {"oracle": run})], (note,))
 
@@ -130,7 +125,7 @@ def _cases(size: Size, key: Key[Array, ""]) -> dict[str, Case]:
     if size == "quick":
         return {
             "softplus": make_case(2, 512, Softplus(), 0.5, 0.01, key=softplus_key),
-            "tanh": make_case(2, 2048, Tanh(), 0.5, 0.01, key=tanh_key),
+            "tanh": make_case(2, 1024, Tanh(), 0.5, 0.01, key=tanh_key),
         }
     return {
         "softplus": make_case(4, 24_000, Softplus(), 0.15, 0.03, key=softplus_key),
@@ -150,30 +145,15 @@ def make_case(
     return Case(problem, comparator, epsilon, step_size, math.ceil(2 * comparator.radius**2 / (step_size * epsilon)))
 
 
-def adversaries() -> dict[str, Mixture]:
+def _attacks() -> dict[str, ArcAttack]:
     """The exact maximizer on the arcs (of a grid), its opposite, a random point, and one of them by turns."""
-    oracle = ArcOracle(_ORACLE_POINTS)
-    return each_and_switching({"oracle": oracle, "random": RandomPoint(), "weakest": Weakest(oracle)})
+    return arc_attacks(_ORACLE_POINTS, _ATTACKS)
 
 
-def train(case: Case, attack: Mixture, step_size: float, key: Key[Array, ""]) -> Watched:
+def train(case: Case, attack: ArcAttack, step_size: float, key: Key[Array, ""]) -> Watched:
     """T steps of the library's loop, without projection."""
-    problem = case.problem
-    result = fit(
-        problem.net.apply,
-        problem.params,
-        problem.xs,
-        problem.ys,
-        loss=Absolute(),
-        attack=attack,
-        perturbations=problem.arcs,
-        optimizer=gradient_steps(step_size),
-        num_steps=case.num_steps,
-        trainable=problem.net.trainable_mask(problem.params),
-        record=Watch(problem, case.comparator.params),
-        throw=True,
-        key=key,
-    )
+    watch = Watch(case.problem, case.comparator.params)
+    result = train_on_arcs(case.problem, attack, step_size=step_size, num_steps=case.num_steps, record=watch, key=key)
     return Watched(**{name: np.asarray(result.history[name]) for name in Watched._fields})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_robust._core import Figure, Series, Table
-from ntk_robust.attacks import AbstractAttack, SphereSlice
+from ntk_robust.attacks import SphereSlice
 from ntk_robust.expressiveness import (
     ArcSets,
     Compatibility,
@@ -26,8 +26,8 @@ from ntk_robust.models import Softplus
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim, summation_error
 from ntk_robust.theory._report import Report
-from ntk_robust.theory.checks._adversaries import ArcOracle, RandomPoint, Weakest, each_and_switching
-from ntk_robust.theory.checks._circle import ArcRun, CircleProblem, make_problem, robust_loss, train_on_arcs
+from ntk_robust.theory.checks._adversaries import arc_attacks
+from ntk_robust.theory.checks._circle import ArcRun, CircleProblem, losses_on_arcs, make_problem, robust_loss
 
 _GRID = 17
 _HALF_ANGLE = 0.5
@@ -78,16 +78,11 @@ def _report(size: Size, key: Key[Array, ""], half_angle: float, notes: tuple[str
     chord = 2 * float(jnp.linalg.norm(chain.problem.xs[0, :2])) * math.sin(half_angle / 2)
     problem = chain.problem._replace(arcs=SphereSlice(chord))
     longest = min(num_steps, _LONGEST)
-    oracle = ArcOracle(_GRID)
-    attacks: dict[str, AbstractAttack] = {"oracle": oracle}
-    if size == "full":
-        attacks |= each_and_switching({"oracle": oracle, "random": RandomPoint(), "weakest": Weakest(oracle)})
     # the oracle sees a grid: an attack like any other
+    attacks = arc_attacks(_GRID, names if half_angle == _HALF_ANGLE else names[:1])
     runs = {
-        name: train_on_arcs(
-            problem, attacks[name], step_size=step_size, num_steps=longest, num_points=_GRID, key=run_key
-        )
-        for name in (names if half_angle == _HALF_ANGLE else names[:1])
+        name: losses_on_arcs(problem, attack, step_size=step_size, num_steps=longest, key=run_key)
+        for name, attack in attacks.items()
     }
     found = chain.interpolant
     hypotheses = (
@@ -141,7 +136,7 @@ def make_chain(num_train: int, width: int, *, key: Key[Array, ""]) -> Chain:
     sets = ArcSets(problem.xs, problem.arcs, problem.ys)
     found = robust_interpolant(analytic_ntk(problem.net), sets, tolerance=_TOLERANCE, relative_gap=0.02)
     explicit = eqx.filter_jit(random_feature_network)(
-        problem.net, found.points, found.coefficients, key=key, draw="orthogonal"
+        problem.net, found.points, found.coefficients, key=key, draw="sampled"
     )
     problem = problem._replace(params=explicit.start)
     radius, (_, upper) = float(explicit.displacement()), robust_loss(problem, explicit.params)

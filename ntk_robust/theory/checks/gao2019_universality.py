@@ -25,7 +25,7 @@ _LACKING: dict[str, tuple[AbstractActivation, set[int]]] = {
     "erf": (Erf(), {0, 2, 4, 6}),
     "ReLU²": (QuadraticRelu(), {4, 6}),
 }
-_NAMES = {"quick": ("ReLU", "softplus", "tanh"), "full": tuple(_LACKING)}
+_NAMES = {"quick": ("ReLU", "tanh"), "full": tuple(_LACKING)}
 _RADII = {"quick": (1.0, 100.0), "full": (1.0, 10.0, 100.0, 1000.0)}
 _SLICE_RADII = (16.0, 128.0)
 _GAP = 0.02

@@ -5,13 +5,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_robust._core import Figure, Series, Table
-from ntk_robust.attacks import AbstractAttack, Identity
 from ntk_robust.models import Softplus
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, summation_error
 from ntk_robust.theory._report import Report
-from ntk_robust.theory.checks._adversaries import ArcOracle, Mixture, Weakest, each_and_switching
-from ntk_robust.theory.checks._circle import ArcRun, make_problem, train_on_arcs
+from ntk_robust.theory.checks._adversaries import arc_attacks
+from ntk_robust.theory.checks._circle import ArcRun, losses_on_arcs, make_problem
 
 _GRID = 17
 _HALF_ANGLE = 1.2
@@ -30,21 +29,13 @@ def _control(size: Size, key: Key[Array, ""]) -> Report:
     return _report(size, key, ("oracle",), (note,))
 
 
-def _attacks() -> dict[str, Mixture]:
-    oracle = ArcOracle(_GRID)
-    attacks: dict[str, AbstractAttack] = {"identity": Identity(), "weakest": Weakest(oracle), "oracle": oracle}
-    return each_and_switching(attacks)
-
-
 def _report(size: Size, key: Key[Array, ""], names: tuple[str, ...], notes: tuple[str, ...]) -> Report:
     init_key, run_key = jr.split(key)
     num_train, width, num_steps = _SIZES[size]
     problem = make_problem(num_train, width, Softplus(), _HALF_ANGLE, key=init_key)
     runs = {
-        name: train_on_arcs(
-            problem, _attacks()[name], step_size=_STEP_SIZE, num_steps=num_steps, num_points=_GRID, key=run_key
-        )
-        for name in names
+        name: losses_on_arcs(problem, attack, step_size=_STEP_SIZE, num_steps=num_steps, key=run_key)
+        for name, attack in arc_attacks(_GRID, names).items()
     }
     rounding = summation_error(4 * width, 8 * width**0.5)
     conclusions = [claim for name, run in runs.items() for claim in _claims(name, run, rounding)]
