@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -30,9 +31,9 @@ from ntk_robust.models import (
     Tanh,
 )
 
-# Where GELU's derivative Φ(z) + zφ(z) vanishes; and where its second derivative φ(z)(2 - z²) is lowest, z² = 4.
+# Where GELU's derivative Φ(z) + zφ(z) vanishes; its second derivative φ(z)(2 - z²) turns at 0 and z² = 4.
 _GELU_TURN = -0.7517915246935645
-_GELU_LOWEST_CURVATURE = -2.0 * math.exp(-2.0) / math.sqrt(2.0 * math.pi)
+_TANH_TURN = math.atanh(1.0 / math.sqrt(3.0))  # where tanh'' turns
 
 # Rounding of one evaluation of σ, in machine epsilons times |σ(z)| + min(1, |z|); tests measure less than half of it.
 _EVALUATION_ULPS = 8.0
@@ -129,42 +130,68 @@ def slope_range(activation: AbstractActivation, lower: Array, upper: Array) -> I
     return Interval(found.lower - slack, found.upper + slack)
 
 
+def second_derivative(activation: AbstractActivation, z: Array) -> Array:
+    r"""$\sigma''(z)$, elementwise; at a kink of $\sigma'$ what automatic differentiation takes."""
+    return jax.jvp(activation.derivative, (z,), (jnp.ones_like(z),))[1]
+
+
 def curvature_range(activation: AbstractActivation, lower: Array, upper: Array) -> Interval:
-    r"""Enclosure of $\sigma''$ on [lower, upper], a weak derivative where $\sigma'$ has a kink."""
-    zeros = jnp.zeros_like(lower)
+    r"""Enclosure of $\sigma''$ on [lower, upper], a weak derivative where $\sigma'$ has a kink.
 
-    def signed(lowest: float, highest: float, at_most_zero: Array, at_least_zero: Array) -> Interval:
-        return Interval(jnp.where(at_least_zero, zeros, lowest), jnp.where(at_most_zero, zeros, highest))
+    Ends are 0 exactly where that is the sign's limit, so that they say whether $\sigma$ is convex or concave there.
 
-    constant = 1.001 * activation.smoothness
+    Raises:
+        ValueError: For an activation with a kink, which has no second derivative.
+    """
+    check_known(activation)
+    if kink_slopes(activation) is not None and not isinstance(activation, Identity):
+        raise ValueError(
+            f"{type(activation).__name__} has a kink and no second derivative; use a smooth activation such as Softplus"
+        )
+    root, never = math.sqrt(2.0), jnp.zeros(lower.shape, bool)
+    turns, up, down = (
+        (),
+        never,
+        never,
+    )  # where the third derivative vanishes; where σ bends up, and down, on the whole interval
     match activation:
-        case Softplus() | QuadraticRelu():
-            return Interval(zeros, zeros + constant)
-        case Tanh() | Erf():  # bend up below 0 and down above
-            return signed(-constant, constant, lower >= 0.0, upper <= 0.0)
-        case Gelu():  # bends up for z² < 2
-            root = math.sqrt(2.0)
-            inside, outside = (lower > -root) & (upper < root), (lower > root) | (upper < -root)
-            return signed(1.001 * _GELU_LOWEST_CURVATURE, constant, outside, inside)
+        case Identity():
+            up = down = ~never
+        case Softplus():
+            turns, up = (0.0,), ~never
+        case QuadraticRelu():
+            up, down = ~never, upper <= 0.0
+        case Tanh():
+            turns, up, down = (-_TANH_TURN, _TANH_TURN), upper <= 0.0, lower >= 0.0
+        case Erf():
+            turns, up, down = (-math.sqrt(0.5), math.sqrt(0.5)), upper <= 0.0, lower >= 0.0
+        case Gelu():
+            outside = (lower > root) | (upper < -root)
+            turns, up, down = (-2.0, 0.0, 2.0), (lower > -root) & (upper < root), outside
         case Monomial():
-            k = activation.degree
-            if k == 1:
-                return Interval(zeros, zeros)
-            size = 1.001 * k * (k - 1) * magnitude(lower, upper) ** (k - 2)
-            even = k % 2 == 0
-            return Interval(
-                jnp.where(even | (lower >= 0.0), zeros, -size), jnp.where(even | (upper > 0.0), size, zeros)
-            )
-        case _:  # sine and cosine
-            return Interval(zeros - constant, zeros + constant)
+            even = activation.degree % 2 == 0
+            turns, up, down = (0.0,), (lower >= 0.0) | even, (upper <= 0.0) & (not even)
+    if isinstance(activation, QuadraticRelu):
+        found = Interval(jnp.where(lower > 0.0, 2.0, jnp.zeros_like(lower)), jnp.full_like(upper, 2.0))
+    elif isinstance(activation, Sin | Cos):
+        peak = -0.5 * math.pi if isinstance(activation, Sin) else math.pi
+        found = _wave(lambda z: second_derivative(activation, z), peak, lower, upper)
+    else:
+        found = _range(lambda z: second_derivative(activation, z), turns, lower, upper)
+    ulps = _EVALUATION_ULPS + (activation.degree if isinstance(activation, Monomial) else 0)
+    slack = 2.0 * ulps * float(np.finfo(lower.dtype).eps) * (1.0 + magnitude(*found))
+    low, high = found.lower - slack, found.upper + slack
+    return Interval(
+        jnp.where(up, jnp.maximum(low, 0.0), low),
+        jnp.where(down, jnp.minimum(high, 0.0), high),
+    )
 
 
 def _range(function: Callable[[Array], Array], turns: tuple[float, ...], lower: Array, upper: Array) -> Interval:
     """Range of a function that is monotone between its turning points."""
-    candidates = [function(lower), function(upper)]
-    candidates += [function(jnp.clip(jnp.asarray(turn, lower.dtype), lower, upper)) for turn in turns]
-    stacked = jnp.stack(candidates)
-    return Interval(jnp.min(stacked, axis=0), jnp.max(stacked, axis=0))
+    inside = [jnp.clip(jnp.asarray(turn, lower.dtype), lower, upper) for turn in turns]
+    values = function(jnp.stack([lower, upper, *inside]))
+    return Interval(jnp.min(values, axis=0), jnp.max(values, axis=0))
 
 
 def _wave(function: Callable[[Array], Array], peak: float, lower: Array, upper: Array) -> Interval:

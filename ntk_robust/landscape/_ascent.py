@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ntk_robust.attacks import L2Ball
+
 
 class Ascent(eqx.Module):
     r"""Where projected gradient ascent went, and how near to a stationary point it was; entry t is before step t.
@@ -64,17 +66,16 @@ def projected_gradient_ascent(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; give at least one step")
-    epsilon = jnp.asarray(epsilon, start.dtype)
+    ball = L2Ball(jnp.asarray(epsilon, start.dtype))
 
     def step(delta: Float[Array, " d"], _: None) -> tuple[Float[Array, " d"], tuple[Array, ...]]:
         value, gradient = jax.value_and_grad(loss_fn)(delta)
-        moved = project_to_ball(delta + step_size * gradient, epsilon)
-        return moved, (delta, value, gradient)
+        return _moved(ball, delta, step_size * gradient), (delta, value, gradient)
 
     _, (deltas, values, gradients) = lax.scan(step, start, None, length=num_steps + 1)
     norms, lengths = jnp.linalg.norm(deltas, axis=1), jnp.linalg.norm(gradients, axis=1)
     alignments = jnp.sum(deltas * gradients, axis=1) / (norms * lengths)
-    on_sphere = norms / epsilon >= _on_sphere(start.dtype)
+    on_sphere = norms / ball.epsilon >= _on_sphere(start.dtype)
     followed = jnp.maximum(jnp.where(on_sphere, alignments, 0.0), 0.0)
     # sin of the angle from its tangent part: 1 - cos² would lose half of the digits.
     directions = deltas / jnp.where(norms == 0, 1.0, norms)[:, None]
@@ -83,17 +84,36 @@ def projected_gradient_ascent(
     return Ascent(
         deltas=deltas,
         values=values,
-        relative_norms=norms / epsilon,
+        relative_norms=norms / ball.epsilon,
         residuals=jnp.where(on_sphere & (followed > 0), sines, 1.0),
         alignments=alignments,
         step_lengths=jnp.linalg.norm(jnp.diff(deltas, axis=0), axis=1),
     )
 
 
-def project_to_ball(point: Float[Array, " d"], epsilon: Float[Array, ""]) -> Float[Array, " d"]:
-    """The nearest point of the ball around 0."""
-    norm = jnp.linalg.norm(point)
-    return point * jnp.where(norm > epsilon, epsilon / jnp.where(norm > epsilon, norm, 1.0), 1.0)
+def ascent_limit(
+    loss_fn: Callable[[Float[Array, " d"]], Float[Array, ""]],
+    epsilon: ArrayLike,
+    start: Float[Array, " d"],
+    *,
+    step_size: ArrayLike,
+    num_steps: int,
+) -> Float[Array, " d"]:
+    r"""The last point $δ_T$ of `projected_gradient_ascent` alone, without keeping the others.
+
+    Args:
+        loss_fn: $δ \mapsto L(δ)$.
+        epsilon: Radius $ε > 0$ of the l2 ball.
+        start: $δ_0$, in the ball.
+        step_size: $η$.
+        num_steps: $T$.
+    """
+    ball, gradient_fn = L2Ball(jnp.asarray(epsilon, start.dtype)), jax.grad(loss_fn)
+    return lax.fori_loop(0, num_steps, lambda _, delta: _moved(ball, delta, step_size * gradient_fn(delta)), start)
+
+
+def _moved(ball: L2Ball, delta: Float[Array, " d"], step: Float[Array, " d"]) -> Float[Array, " d"]:
+    return ball.project(jnp.zeros_like(delta), delta + step)
 
 
 def _on_sphere(dtype: jnp.dtype) -> float:

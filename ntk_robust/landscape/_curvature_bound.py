@@ -1,48 +1,10 @@
 """Upper bounds of the Hessian of a two-layer network over a ball, by intervals."""
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ntk_robust.landscape._two_layer import TwoLayer, second_derivative
-from ntk_robust.models import AbstractActivation, Cos, Erf, Gelu, Identity, Monomial, Sin, Softplus, Tanh
-
-# Where σ'' can be extreme besides the ends of an interval: the zeros of σ'''.
-_TURNS = {
-    Identity: (),
-    Tanh: (-math.atanh(1 / math.sqrt(3)), math.atanh(1 / math.sqrt(3))),
-    Softplus: (0.0,),
-    Erf: (-math.sqrt(0.5), math.sqrt(0.5)),
-    Gelu: (-2.0, 0.0, 2.0),
-}
-
-
-def second_derivative_range(
-    activation: AbstractActivation, lower: Float[Array, "*shape"], upper: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    r"""Smallest and largest $\sigma''(z)$ for lower ≤ z ≤ upper, elementwise, up to rounding.
-
-    Between the zeros of $\sigma'''$ the second derivative is monotone, so that its extremes are at the ends of the
-    interval or at those zeros inside it.
-
-    Raises:
-        ValueError: For an activation whose $\sigma''$ is not known here.
-    """
-    kind = type(activation)
-    if isinstance(activation, Sin | Cos):
-        smoothness = jnp.full_like(lower, activation.smoothness)
-        return -smoothness, smoothness
-    if kind in _TURNS:
-        turns = _TURNS[kind]
-    elif isinstance(activation, Monomial):
-        turns = (0.0,)
-    else:
-        known = ", ".join(sorted(cls.__name__ for cls in (*_TURNS, Monomial, Sin, Cos)))
-        raise ValueError(f"the second derivative of {activation} is not bounded here; use one of {known}")
-    inside = [jnp.clip(turn, lower, upper) for turn in turns]
-    values = jnp.stack([second_derivative(activation, z) for z in (lower, upper, *inside)])
-    return jnp.min(values, axis=0), jnp.max(values, axis=0)
+from ntk_robust.certify._shapes import curvature_range
+from ntk_robust.landscape._two_layer import TwoLayer
 
 
 def curvature_bound(
@@ -60,6 +22,9 @@ def curvature_bound(
         sign: $χ = ±1$, the side of the maximization.
         norm: "l2" or "linf".
 
+    Raises:
+        ValueError: For another norm, or an activation with a kink, which has no second derivative.
+
     References:
         docs/theory/deng2020.md, item A5.
     """
@@ -72,7 +37,7 @@ def curvature_bound(
     slack = (
         4 * (x.shape[0] + 2) * jnp.finfo(x.dtype).eps * (jnp.abs(net.weights) @ jnp.abs(x) + jnp.abs(center) + reach)
     )
-    low, high = second_derivative_range(net.activation, center - reach - slack, center + reach + slack)
+    low, high = curvature_range(net.activation, center - reach - slack, center + reach + slack)
     signed = sign * net.readout
     largest = jnp.maximum(signed * low, signed * high)
     return net.weights.T @ (largest[:, None] * net.weights)

@@ -27,12 +27,12 @@ class LocalMaximum(eqx.Module):
     @property
     def margin(self) -> Float[Array, ""]:
         r"""$κ = 1 - h_{\max}/λ$: positive at a strict local maximum, negative at a point that is none."""
-        return 1 - self.eigenvalues[0] / self.multiplier
+        return 1 - self.eigenvalues[..., 0] / self.multiplier
 
     @property
     def is_strict(self) -> Bool[Array, ""]:
         """Whether the second-order condition holds strictly: λ > 0 and κ > 0."""
-        return (self.multiplier > 0) & (self.eigenvalues[0] < self.multiplier)
+        return (self.multiplier > 0) & (self.eigenvalues[..., 0] < self.multiplier)
 
     def rate(self, step_size: ArrayLike) -> Float[Array, ""]:
         r"""Factor per step by which projected gradient ascent comes nearer: $\max_i|1 + η h_i|/(1 + ηλ)$."""

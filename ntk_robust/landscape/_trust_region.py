@@ -1,6 +1,7 @@
 """The maximum of a quadratic function over a ball, exactly."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
@@ -71,3 +72,51 @@ def quadratic_maximum(
     delta = jnp.where(hard, delta.at[-1].add(along * missing), delta)
     value = parts @ delta + 0.5 * jnp.sum(eigenvalues * delta**2)
     return QuadraticMaximum(vectors @ delta, value, jnp.where(interior, 0.0, floor + excess))
+
+
+def local_quadratic_maximum(
+    gradient: Float[Array, " d"], hessian: Float[Array, "d d"], epsilon: ArrayLike
+) -> QuadraticMaximum:
+    r"""The one local maximum of $g \cdot δ + \frac12 δ^\top H δ$ over the ball that is not global, if there is one.
+
+    It is on the sphere, with $μ$ between the two largest eigenvalues, $μ \ge 0$, and $\Vert(μ I - H)^{-1} g\Vert = ε$
+    where that norm grows with $μ$.
+
+    Args:
+        gradient: $g$, not orthogonal to the eigenvector of the largest eigenvalue.
+        hessian: $H$, symmetric.
+        epsilon: Radius $ε > 0$.
+
+    Returns:
+        The point with its value and multiplier; all of them nan where there is none.
+
+    References:
+        docs/theory/deng2020.md, item A9; J. M. Martínez, SIAM J. Optim. 4 (1994).
+    """
+    epsilon = jnp.asarray(epsilon, gradient.dtype)
+    eigenvalues, vectors = jnp.linalg.eigh(hessian)
+    parts = vectors.T @ gradient
+    bottom, top = jnp.maximum(eigenvalues[-2], 0.0), eigenvalues[-1]
+
+    def excess(multiplier: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        gaps = multiplier - eigenvalues
+        return jnp.sum((parts / gaps) ** 2) - epsilon**2, -2 * jnp.sum(parts**2 / gaps**3)
+
+    def halve(ends: tuple[Array, Array], too_far: Array) -> tuple[Array, Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        return jnp.where(too_far, ends[0], middle), jnp.where(too_far, middle, ends[1])
+
+    # The squared norm is convex between its two poles: first where it is smallest, then its last crossing of ε².
+    def to_minimum(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        return halve(ends, excess(0.5 * (ends[0] + ends[1]))[1] > 0)
+
+    def to_root(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        return halve(ends, excess(0.5 * (ends[0] + ends[1]))[0] > 0)
+
+    _, smallest = lax.fori_loop(0, 100, to_minimum, (bottom, top))
+    exists = (bottom < top) & (excess(smallest)[0] <= 0)
+    multiplier, _ = lax.fori_loop(0, 100, to_root, (smallest, top))
+    delta = parts / (multiplier - eigenvalues)
+    value = parts @ delta + 0.5 * jnp.sum(eigenvalues * delta**2)
+    found = QuadraticMaximum(vectors @ delta, value, multiplier)
+    return jax.tree.map(lambda part: jnp.where(exists, part, jnp.nan), found)

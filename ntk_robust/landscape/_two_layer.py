@@ -1,13 +1,12 @@
 """Two-layer networks with scalar output, the object whose inner maximization the theory describes."""
 
-import math
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ntk_robust.models import AbstractActivation, AbstractModel, FullyConnected, PairedTwoLayerNet
+from ntk_robust.certify import Affine, Nonlinearity, PairedNeurons, network_of
+from ntk_robust.certify._shapes import second_derivative
+from ntk_robust.models import AbstractActivation, AbstractModel
 
 
 class TwoLayer(eqx.Module):
@@ -51,28 +50,18 @@ def two_layer_of(model: AbstractModel, params: PyTree) -> TwoLayer:
     Raises:
         ValueError: For any other model.
     """
-    match model:
-        case PairedTwoLayerNet():
-            weights = jnp.concatenate([params.plus, params.minus])
-            readout = jnp.concatenate([params.signs, -params.signs]) / math.sqrt(model.width)
-            zeros = jnp.zeros(len(readout), weights.dtype)
-            return TwoLayer(weights, zeros, readout, jnp.zeros((), weights.dtype), model.activation)
-        case FullyConnected(num_hidden_layers=1, num_outputs="scalar"):
-            origin = jnp.zeros(model.input_dim, params[0].weight.dtype)
-            # Both layers are affine: their values at 0 and their Jacobians are all there is to them.
-            biases = model.layer(params[0], origin)
-            weights = jax.jacobian(lambda u: model.layer(params[0], u))(origin)
-            hidden = jnp.zeros(model.width, weights.dtype)
-            offset = model.layer(params[1], hidden)[0]
-            readout = jax.grad(lambda h: model.layer(params[1], h)[0])(hidden)
-            return TwoLayer(weights, biases, readout, offset, model.activation)
+    network = network_of(model, params)
+    match network.layers:
+        case (PairedNeurons(plus, minus, activation), Affine(last, offset)):
+            hidden, readout = Affine(jnp.concatenate([plus, minus])), jnp.concatenate([last[0], -last[0]])
+        case (Affine() as hidden, Nonlinearity(activation), Affine(last, offset)) if network.scalar:
+            readout = last[0]
         case _:
             raise ValueError(
                 f"{model} is not a two-layer network with scalar output; give a FullyConnected with "
                 'num_hidden_layers=1 and num_outputs="scalar", or a PairedTwoLayerNet'
             )
-
-
-def second_derivative(activation: AbstractActivation, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    r"""$\sigma''(z)$, elementwise."""
-    return jax.jvp(activation.derivative, (z,), (jnp.ones_like(z),))[1]
+    biases = jnp.zeros_like(readout) if hidden.bias is None else hidden.bias
+    return TwoLayer(
+        hidden.weight, biases, readout, jnp.zeros((), readout.dtype) if offset is None else offset[0], activation
+    )

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from ntk_robust.certify._shapes import curvature_range
 from ntk_robust.landscape import (
     TwoLayer,
     curvature_bound,
@@ -19,8 +20,20 @@ from ntk_robust.landscape import (
     two_layer_of,
     vertex_is_maximum,
 )
-from ntk_robust.landscape._curvature_bound import second_derivative_range
-from ntk_robust.models import Cos, Erf, FullyConnected, Gelu, Monomial, PairedTwoLayerNet, Relu, Sin, Softplus, Tanh
+from ntk_robust.models import (
+    Cos,
+    Erf,
+    FullyConnected,
+    Gelu,
+    Identity,
+    Monomial,
+    PairedTwoLayerNet,
+    QuadraticRelu,
+    Relu,
+    Sin,
+    Softplus,
+    Tanh,
+)
 
 D, M, EPSILON, TARGET = 6, 40, 0.3, 2.0
 
@@ -139,23 +152,35 @@ def test_ascent_approaches_the_maximum_at_the_predicted_rate(tanh):
     assert float(found.rate(0.5)) < 1
 
 
+SMOOTH = [Identity(), Tanh(), Softplus(), Erf(), Gelu(), Sin(), Cos(), Monomial(2), Monomial(3), QuadraticRelu()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", [Tanh(), Softplus(), Erf(), Gelu(), Sin(), Cos(), Monomial(3)])
-def test_second_derivatives_stay_in_their_range(activation, key):
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_second_derivatives_stay_in_their_range_and_fill_it(activation, key):
     ends = jnp.sort(3 * jr.normal(key, (2, 200)), axis=0)
-    low, high = second_derivative_range(activation, *ends)
+    low, high = curvature_range(activation, *ends)
     inside = jnp.linspace(ends[0], ends[1], 101)
     curvatures = np.asarray(jax.vmap(jax.vmap(jax.grad(jax.grad(activation))))(inside))
     low, high = np.asarray(low), np.asarray(high)
-    assert (curvatures <= high + 1e-12).all()
-    assert (curvatures >= low - 1e-12).all()
-    if not isinstance(activation, Sin | Cos):  # theirs is -1 to 1
-        assert (high - curvatures.max(axis=0)).max() < 0.01 * np.abs(high).max()
+    assert (curvatures <= high).all()
+    assert (curvatures >= low).all()
+    scale = np.abs(high).max() + np.abs(low).max()
+    assert (high - curvatures.max(axis=0)).max() < 0.01 * scale + 1e-12
+    assert (curvatures.min(axis=0) - low).max() < 0.01 * scale + 1e-12
 
 
-def test_an_activation_without_a_known_second_derivative_is_refused():
-    with pytest.raises(ValueError, match="the second derivative of Relu"):
-        second_derivative_range(Relu(), jnp.zeros(2), jnp.ones(2))
+def test_the_sign_of_a_second_derivative_is_exact_where_it_is_one():
+    lower, upper = jnp.asarray([0.0, -40.0, -1.0]), jnp.asarray([40.0, 0.0, 1.0])
+    low, high = curvature_range(Tanh(), lower, upper)
+    assert high[0] == low[1] == 0.0
+    assert low[2] < 0 < high[2]
+    assert (curvature_range(Softplus(), lower, upper).lower >= 0).all()
+
+
+def test_an_activation_without_a_second_derivative_is_refused():
+    with pytest.raises(ValueError, match="Relu has a kink and no second derivative; use a smooth"):
+        curvature_range(Relu(), jnp.zeros(2), jnp.ones(2))
 
 
 @pytest.mark.slow
