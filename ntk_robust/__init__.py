@@ -12,6 +12,7 @@ __all__ = [
     "__version__",
     "attacks",
     "certify",
+    "constructions",
     "data",
     "expressiveness",
     "kernels",

@@ -36,6 +36,7 @@ from ntk_robust.certify._rkhs import (
     rkhs_bounds,
     rkhs_distance_bound,
 )
+from ntk_robust.certify._structured import PerBlock, PerCoordinate
 from ntk_robust.certify._zonotope import Zonotope
 
 __all__ = [
@@ -56,6 +57,8 @@ __all__ = [
     "Nonlinearity",
     "PairedNeurons",
     "Parallel",
+    "PerBlock",
+    "PerCoordinate",
     "PiecewiseLinear",
     "RkhsFunction",
     "Zonotope",

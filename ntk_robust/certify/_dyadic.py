@@ -29,6 +29,7 @@ from ntk_robust.certify._network import (
 )
 from ntk_robust.certify._rounding import magnitude
 from ntk_robust.certify._shapes import Interval, kink_slopes, value_range
+from ntk_robust.certify._structured import PerBlock, PerCoordinate
 from ntk_robust.models import LeakyRelu
 
 
@@ -142,6 +143,10 @@ def _weight_quantum(layer: AbstractLinear, dtype: jnp.dtype) -> Array:
             return _quantum(layer.weight)
         case Convolution():
             return _quantum(layer.kernel)
+        case PerCoordinate():
+            return _quantum(layer.scale)
+        case PerBlock():
+            return _quantum(layer.weight)
         case AveragePool():
             return _quantum(jnp.asarray(1.0 / math.prod(layer.window), dtype))
     raise TypeError(f"nothing is known of the weights of a {type(layer).__name__}")

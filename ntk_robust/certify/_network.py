@@ -302,8 +302,8 @@ def network_of(model: AbstractModel, params: PyTree[Float[Array, "..."]]) -> Net
     r"""The chain of layers that a model with these weights computes, with the scales of its parameterization inside.
 
     Args:
-        model: A `FullyConnected`, `DeepReluNet` or `PairedTwoLayerNet`.
-        params: Its weights, as `model.init` or training gives them.
+        model: A `FullyConnected`, `DeepReluNet` or `PairedTwoLayerNet`, or any model whose weights are a `Network`.
+        params: Its weights, as `model.init` or training gives them; a `Network` is returned as it is.
 
     Returns:
         The network. Its outputs are those of `model.apply` up to rounding, which the slack of every bound covers.
@@ -318,6 +318,8 @@ def network_of(model: AbstractModel, params: PyTree[Float[Array, "..."]]) -> Net
         >>> network_of(model, model.init(key=jax.random.key(0))).num_outputs
         3
     """
+    if isinstance(params, Network):
+        return params
     match model:
         case FullyConnected():
             layers: list[eqx.Module] = []
