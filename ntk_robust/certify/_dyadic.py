@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float
 from ntk_robust.certify._interval import check_input
 from ntk_robust.certify._network import (
     AbstractLinear,
+    AbstractReshape,
     Add,
     Affine,
     AveragePool,
     Convolution,
-    Flatten,
     Network,
     Nonlinearity,
     graph_of,
@@ -92,7 +92,7 @@ def dyadic_interval_bounds(
         parents = [found[parent] for parent in node.parents]
         before = parents[0]
         match node.layer:
-            case Flatten():
+            case AbstractReshape():
                 after = before._replace(interval=Interval(*(node.layer(end) for end in before.interval)))
             case AbstractLinear():
                 after = _linear(node.layer, before, digits)

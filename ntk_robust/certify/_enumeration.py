@@ -21,9 +21,9 @@ from jaxtyping import Array, ArrayLike
 
 from ntk_robust.certify._network import (
     AbstractLinear,
+    AbstractReshape,
     Add,
     Affine,
-    Flatten,
     Graph,
     Network,
     Nonlinearity,
@@ -228,8 +228,8 @@ def _matrix(layer: AbstractLinear, shape: tuple[int, ...], graph: Graph) -> tupl
     zero = layer(jnp.zeros(shape, graph.dtype))
     if isinstance(layer, Affine):
         return layer.weight, zero
-    if isinstance(layer, Flatten):
-        return jnp.eye(size, dtype=graph.dtype), zero
+    if isinstance(layer, AbstractReshape):
+        return jnp.eye(size, dtype=graph.dtype), zero.ravel()
     eye = jnp.eye(size, dtype=graph.dtype).reshape(size, *shape)
     columns = jnp.stack([layer.linear(row).ravel() for row in eye])
     return columns.T, zero.ravel()

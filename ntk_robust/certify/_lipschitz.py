@@ -12,9 +12,9 @@ from ntk_robust.certify._crown import relaxed
 from ntk_robust.certify._interval import check_input, check_specification, identity_specification
 from ntk_robust.certify._network import (
     AbstractLinear,
+    AbstractReshape,
     Add,
     Affine,
-    Flatten,
     Network,
     Nonlinearity,
     PairedDifference,
@@ -196,7 +196,7 @@ def _times(at: Interval, factor: Interval) -> Interval:
 
 
 def _operator_norm(layer: AbstractLinear, shape: tuple[int, ...], num_squarings: int) -> float:
-    if isinstance(layer, Flatten):
+    if isinstance(layer, AbstractReshape):
         return 1.0
     if isinstance(layer, Affine):
         return spectral_norm_bound(layer.weight, num_squarings=num_squarings)

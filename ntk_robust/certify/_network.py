@@ -17,7 +17,9 @@ from jaxtyping import Array, Float, PyTree
 from ntk_robust.models import (
     AbstractActivation,
     AbstractModel,
+    Convolutional,
     DeepReluNet,
+    Dense,
     FullyConnected,
     PairedTwoLayerNet,
     Relu,
@@ -170,23 +172,41 @@ class AveragePool(AbstractLinear):
         return math.prod(self.window)
 
 
-class Flatten(AbstractLinear):
+class AbstractReshape(AbstractLinear):
+    """A layer that computes nothing: the same numbers in another shape."""
+
+    def absolute(self, h: Float[Array, "*dims"]) -> Float[Array, "*out"]:
+        """The numbers in that shape."""
+        return self.linear(h)
+
+    def offset(self) -> None:
+        """None."""
+
+    def num_terms(self) -> int:
+        """0."""
+        return 0
+
+
+class Flatten(AbstractReshape):
     """All coordinates as one vector, rows first."""
 
     def linear(self, h: Float[Array, "*dims"]) -> Float[Array, " n"]:
         """The vector."""
         return h.ravel()
 
-    def absolute(self, h: Float[Array, "*dims"]) -> Float[Array, " n"]:
-        """The vector."""
-        return h.ravel()
 
-    def offset(self) -> None:
-        """None."""
+class Image(AbstractReshape):
+    """The coordinates of a vector as an image, the inverse of `Flatten`.
 
-    def num_terms(self) -> int:
-        """0: nothing is computed."""
-        return 0
+    Attributes:
+        shape: Height, width and channels.
+    """
+
+    shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def linear(self, h: Float[Array, " n"]) -> Float[Array, "rows cols c"]:
+        """The image."""
+        return h.reshape(self.shape)
 
 
 class Nonlinearity(eqx.Module):
@@ -255,7 +275,7 @@ class Network(eqx.Module):
     """A network that bounds can go through: a chain of layers, weights included.
 
     Attributes:
-        layers: `Affine`, `Convolution`, `AveragePool`, `Flatten`, `Nonlinearity`, `PairedNeurons`, and `Parallel`
+        layers: `Affine`, `Convolution`, `AveragePool`, `Flatten`, `Image`, `Nonlinearity`, `PairedNeurons`, and `Parallel`
             chains of these, in order.
         input_shape: Shape of one example.
         scalar: Whether the output is the one coordinate that the last layer gives, shape ().
@@ -324,13 +344,18 @@ def network_of(model: AbstractModel, params: PyTree[Float[Array, "..."]]) -> Net
         case FullyConnected():
             layers: list[eqx.Module] = []
             for dense in params:
-                ntk = model.parameterization == "ntk"
-                scale = jnp.asarray(model.w_std / math.sqrt(dense.weight.shape[1]), dense.weight.dtype)
-                bias = dense.bias
-                if bias is not None and ntk:
-                    bias = bias * jnp.asarray(model.b_std, bias.dtype)
-                layers += [Affine(dense.weight * scale if ntk else dense.weight, bias), Nonlinearity(model.activation)]
+                layers += [Affine(*_scaled(model, dense)), Nonlinearity(model.activation)]
             return Network(tuple(layers[:-1]), (model.input_dim,), scalar=model.num_outputs == "scalar")
+        case Convolutional():
+            layers = [Image(model.image_shape)]
+            for dense in params[:-1]:
+                weight, bias = _scaled(model, dense)
+                filters = weight.reshape(len(weight), *model.filter_shape, -1)
+                layers += [Convolution(jnp.moveaxis(filters, 0, -1), bias), Nonlinearity(model.activation)]
+            if model.pooling == "average":
+                layers.append(AveragePool(model.image_shape[:2]))
+            readout = Affine(*_scaled(model, params[-1]))
+            return Network((*layers, Flatten(), readout), (model.input_dim,), scalar=model.num_outputs == "scalar")
         case DeepReluNet():
             layers = [Affine(params.embedding)]
             if model.first_activation:
@@ -346,6 +371,14 @@ def network_of(model: AbstractModel, params: PyTree[Float[Array, "..."]]) -> Net
         f"no chain of layers is known for a {type(model).__name__}; build a certify.Network from Affine, Convolution, "
         "Nonlinearity and the like"
     )
+
+
+def _scaled(model: FullyConnected | Convolutional, dense: Dense) -> tuple[Array, Array | None]:
+    """Weight and bias of a layer with the factors of NTK parameterization multiplied in."""
+    if model.parameterization == "standard":
+        return dense.weight, dense.bias
+    weight = dense.weight * jnp.asarray(model.w_std / math.sqrt(dense.weight.shape[1]), dense.weight.dtype)
+    return weight, None if dense.bias is None else dense.bias * jnp.asarray(model.b_std, dense.bias.dtype)
 
 
 class Node(NamedTuple):

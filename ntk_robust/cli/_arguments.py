@@ -91,7 +91,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a fully connected network adversarially and measure how far its weights and its kernel move.
+    """Train a network adversarially and measure how far its weights and its kernel move.
 
     The loss is the cross-entropy. A run that was interrupted or killed goes on with --resume, to the same bits.
 
@@ -103,11 +103,12 @@ class Train:
         train_batches: Training batches of CIFAR-10 to read; other data sets ignore it.
         num_train: Training examples, as many of each class.
         num_test: Test examples, as many of each class.
-        width: Neurons per hidden layer.
+        network: Dense layers, or convolutions of 3 by 3 pixels and a dense readout of all of them.
+        width: Neurons, or channels, per hidden layer.
         num_hidden_layers: Hidden layers.
         activation: Nonlinearity.
         parameterization: "ntk" scales layers in the forward pass, "standard" at initialization.
-        trainable: Which layers train; "hidden" freezes the first and the last.
+        trainable: Which layers train; "hidden" freezes the first and the last of a fully connected network.
         norm: Norm of the perturbations.
         epsilon: Radius of the perturbations, in units of the pixels, which lie in [0, 1].
         attack: Inner maximization; "none" is natural training.
@@ -139,6 +140,7 @@ class Train:
     train_batches: tuple[int, ...] = (1, 2, 3, 4, 5)
     num_train: int = 500
     num_test: int = 200
+    network: Literal["fully-connected", "convolutional"] = "fully-connected"
     width: int = 256
     num_hidden_layers: int = 2
     activation: ActivationName = "relu"

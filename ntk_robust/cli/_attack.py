@@ -45,7 +45,7 @@ from ntk_robust.certify import (
 )
 from ntk_robust.cli._arguments import Attack, Train
 from ntk_robust.cli._attack_report import AtRadius, attack_study, examples_svg
-from ntk_robust.cli._common import activation, arrays_by_path, examples, named_key, run_record
+from ntk_robust.cli._common import activation, arrays_by_path, examples, named_key, network, run_record
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say, warn
 from ntk_robust.data import Dataset
@@ -159,15 +159,7 @@ def _saved_network(command: Attack) -> _Victim:
         paths["data_dir"] = command.data_dir
     trained = Train(**arguments | paths | {"train_batches": tuple(arguments["train_batches"])})
     dataset = examples(trained)
-    model = FullyConnected(
-        dataset.input_dim,
-        trained.width,
-        trained.num_hidden_layers,
-        dataset.num_classes,
-        activation(trained.activation),
-        parameterization=trained.parameterization,
-        trainable=trained.trainable,
-    )
+    model = network(trained, dataset)
     like = model.init(key=jax.random.key(0), dtype=np.dtype(trained.dtype))
     with np.load(folder / "params.npz") as stored:
         shapes = {name: array.shape for name, array in arrays_by_path(like).items()}

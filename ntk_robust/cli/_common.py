@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_robust._core import provenance
+from ntk_robust.cli._arguments import Train
 from ntk_robust.data import Dataset, load_dataset, subset
-from ntk_robust.models import AbstractActivation, Erf, Gelu, Relu, Softplus, Tanh
+from ntk_robust.models import AbstractActivation, Convolutional, Erf, FullyConnected, Gelu, Relu, Softplus, Tanh
 from ntk_robust.theory import Verdict
 
 EXIT_CODES = {Verdict.SUPPORTED: 0, Verdict.VIOLATED: 1, Verdict.INCONCLUSIVE: 3, Verdict.NOT_APPLICABLE: 3}
@@ -54,6 +55,34 @@ def examples(command: Any) -> Dataset:
 def activation(name: str) -> AbstractActivation:
     """The activation called `name`."""
     return _ACTIVATIONS[name]()
+
+
+def network(command: Train, dataset: Dataset) -> FullyConnected | Convolutional:
+    """The network that a training command describes, for these examples.
+
+    Raises:
+        ValueError: If sizes are not positive, or layers of a convolutional network shall be frozen.
+    """
+    if command.network == "convolutional":
+        if command.trainable != "all":
+            raise ValueError(f"--trainable is {command.trainable}; a convolutional network takes all")
+        return Convolutional(
+            dataset.image_shape,
+            command.width,
+            command.num_hidden_layers,
+            dataset.num_classes,
+            activation=activation(command.activation),
+            parameterization=command.parameterization,
+        )
+    return FullyConnected(
+        dataset.input_dim,
+        command.width,
+        command.num_hidden_layers,
+        dataset.num_classes,
+        activation(command.activation),
+        parameterization=command.parameterization,
+        trainable=command.trainable,
+    )
 
 
 def arrays_by_path(tree: Any) -> dict[str, np.ndarray]:

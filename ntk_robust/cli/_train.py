@@ -23,7 +23,7 @@ from ntk_robust.attacks import (
     evaluate,
 )
 from ntk_robust.cli._arguments import Train
-from ntk_robust.cli._common import activation, arrays_by_path, examples, named_key, run_record
+from ntk_robust.cli._common import arrays_by_path, examples, named_key, network, run_record
 from ntk_robust.cli._files import save_arrays
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say, warn
@@ -31,7 +31,7 @@ from ntk_robust.cli._train_report import training_study
 from ntk_robust.data import Dataset
 from ntk_robust.kernels import empirical_ntk
 from ntk_robust.losses import CrossEntropy
-from ntk_robust.models import FullyConnected
+from ntk_robust.models import AbstractModel
 from ntk_robust.report import prepare_report_folder, write_report
 from ntk_robust.training import (
     AbstractMethod,
@@ -63,7 +63,7 @@ _WEIGHT_SETS: dict[str, Callable[[float], AbstractWeightSet]] = {
 
 
 class _Setup(NamedTuple):
-    model: FullyConnected
+    model: AbstractModel
     params_0: PyTree
     dataset: Dataset
     attack: AbstractAttack
@@ -155,15 +155,7 @@ def _check(command: Train) -> None:
 
 def _set_up(command: Train) -> _Setup:
     dataset = examples(command)
-    model = FullyConnected(
-        dataset.input_dim,
-        command.width,
-        command.num_hidden_layers,
-        dataset.num_classes,
-        activation(command.activation),
-        parameterization=command.parameterization,
-        trainable=command.trainable,
-    )
+    model = network(command, dataset)
     ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
     params_0 = model.init(key=named_key(command.seed, "network"), dtype=np.dtype(command.dtype))
     kernel_fn = None
@@ -183,7 +175,7 @@ def _set_up(command: Train) -> _Setup:
     )
 
 
-def _kernel(model: FullyConnected, points: Float[Array, "n d"], params: PyTree) -> Float[Array, "n n"]:
+def _kernel(model: AbstractModel, points: Float[Array, "n d"], params: PyTree) -> Float[Array, "n n"]:
     return empirical_ntk(model.apply, params, points, trainable=model.trainable_mask(params))
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.data import Dataset
-from ntk_robust.models import FullyConnected
+from ntk_robust.models import AbstractModel
 from ntk_robust.studies import Study
 from ntk_robust.training import TrainingResult, parameter_displacement
 
@@ -16,7 +16,7 @@ from ntk_robust.training import TrainingResult, parameter_displacement
 def training_study(
     result: TrainingResult,
     *,
-    model: FullyConnected,
+    model: AbstractModel,
     params_0: PyTree,
     dataset: Dataset,
     kernel_fn: Callable[[PyTree], Float[Array, "n n"]] | None,

@@ -356,6 +356,23 @@ def test_a_residual_convolutional_network_is_bounded_like_its_dense_twin_and_sou
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("pooling", "parameterization"), [("none", "ntk"), ("average", "standard")])
+def test_a_convolutional_model_is_bounded_as_the_chain_of_its_layers(pooling, parameterization, key):
+    model = models.Convolutional(
+        (4, 5, 2), 3, 2, 3, pooling=pooling, parameterization=parameterization, b_std=0.5, activation=models.Gelu()
+    )
+    params = model.init(key=key)
+    x, perturbations = jr.uniform(key, (40,)), LinfBall(0.03, Box(0.0, 1.0))
+    network = network_of(model, params)
+    np.testing.assert_allclose(network(x), model.apply(params, x), rtol=1e-13)
+    outputs = np.asarray(searched(model, params, x, perturbations, key))
+    for method in (IntervalBounds(), Crown()):
+        lower, upper = bounds(method, network, x, perturbations)
+        assert np.all((outputs >= lower) & (outputs <= upper)), name(method)
+    assert np.max(upper - lower) < 3 * np.max(np.ptp(outputs, axis=0))
+
+
+@pytest.mark.slow
 def test_paired_neurons_are_bounded_by_their_differences(key):
     model = models.PairedTwoLayerNet(input_dim=3, width=40, activation=models.Softplus())
     start = model.init(key=key)

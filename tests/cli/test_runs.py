@@ -99,6 +99,27 @@ def test_train_writes_weights_history_and_report_that_agree(capsys, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_convolutional_network_is_trained_saved_and_then_attacked_and_certified(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "attack"
+    options = ["--network", "convolutional", "--kernel-points", "0", "--width", "4", "--learning-rate", "0.1"]
+    assert main(["train", "--out", str(run), *SMALL_RUN, *options]) == 0
+    with np.load(run / "params.npz") as weights:
+        assert sorted(array.shape for array in weights.values()) == [(4, 9), (10, 256)]
+    arguments = ["--run", str(run), "--attack", "fgsm", "--radii", "0.0", "--num-examples", "20"]
+    assert main(["attack", "--out", str(out), *arguments]) == 0
+    row = load_json(out / "attack.json")["radii"][0]
+    table = load_json(run / "results.json")["studies"][0]["tables"][0]
+    accuracy = dict(zip(table["columns"], table["rows"][1], strict=True))["natural accuracy"]
+    assert row["certified_accuracy"] == row["natural_accuracy"] == pytest.approx(accuracy)
+
+
+def test_frozen_layers_of_a_convolutional_network_are_refused(capsys, tmp_path: Path) -> None:
+    options = ["--network", "convolutional", "--trainable", "hidden"]
+    assert main(["train", "--out", str(tmp_path), *options]) == 2
+    assert "--trainable is hidden; a convolutional network takes all" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_that_overflows_is_reported_and_ends_with_code_1(capsys, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["train", "--out", str(out), "--learning-rate", "1e300", *SMALL_RUN]) == 1
