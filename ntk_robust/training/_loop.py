@@ -287,10 +287,11 @@ def _start(numbers: tuple[Any, ...], params: PyTree, static: Static) -> Carry:
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="carry")
 def _advance(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array, static: Static) -> Carry:
-    def turns(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array) -> Carry:
-        return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
+    return with_fast_convolutions(functools.partial(_turns, static=static))(numbers, carry, begin, end)
 
-    return with_fast_convolutions(turns)(numbers, carry, begin, end)
+
+def _turns(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array, *, static: Static) -> Carry:
+    return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "axes"))
@@ -302,12 +303,7 @@ def _start_together(numbers: tuple[Any, ...], params: PyTree, static: Static, ax
 def _advance_together(
     numbers: tuple[Any, ...], carry: Carry, bounds: tuple[Array, Array], static: Static, axes: tuple[int | None, ...]
 ) -> Carry:
-    def turns(numbers: tuple[Any, ...], carry: Carry, begin: Array, end: Array) -> Carry:
-        def advance_one(numbers: tuple[Any, ...], carry: Carry) -> Carry:
-            return lax.fori_loop(begin, end, _plain(join(numbers, static).turn), carry)
-
-        return jax.vmap(advance_one, (axes, 0))(numbers, carry)
-
+    turns = jax.vmap(functools.partial(_turns, static=static), (axes, 0, None, None))
     return with_fast_convolutions(turns)(numbers, carry, *bounds)
 
 
