@@ -316,7 +316,7 @@ def projection() -> str:
 
 def draw_figures() -> None:
     """The figures of the studies that pages show, as SVG files beside them."""
-    from ntk_robust._core import Figure, Series
+    from ntk_robust._core import Contours, Figure, Series
     from ntk_robust.report import figure_svg
 
     for page in PAGES:
@@ -324,7 +324,9 @@ def draw_figures() -> None:
             data = next(data for data in STUDIED if file.startswith(data))
             name = next(name for name in _results(f"studies_{data}") if file.startswith(f"{data}_{name}_"))
             figure = next(f for f in _study(data, name)["figures"] if file == f"{data}_{name}_{f['name']}.svg")
-            drawn = Figure(**(figure | {"series": [Series(**series) for series in figure["series"]]}))
+            behind = Contours(**figure["contours"]) if figure.get("contours") else None
+            parts = {"series": [Series(**series) for series in figure["series"]], "contours": behind}
+            drawn = Figure(**(figure | parts))
             path = page.parent / "figures" / file
             path.parent.mkdir(exist_ok=True)
             path.write_text(figure_svg(drawn) + "\n")

@@ -5,12 +5,13 @@ from ntk_robust._core._files import write_bytes_atomically, write_json_atomicall
 from ntk_robust._core._jsonable import to_jsonable
 from ntk_robust._core._progress import AbstractProgress, ProgressTask, SilentProgress
 from ntk_robust._core._provenance import package_version, provenance
-from ntk_robust._core._records import Figure, Scalar, Series, Table
+from ntk_robust._core._records import Contours, Figure, Scalar, Series, Table
 from ntk_robust._core._statistics import SlopeFit, slope_fit
 from ntk_robust._core._tiling import tiles
 
 __all__ = [
     "AbstractProgress",
+    "Contours",
     "Figure",
     "ProgressTask",
     "Scalar",

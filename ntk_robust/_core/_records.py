@@ -34,6 +34,31 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
+class Contours:
+    """A function of two variables on a grid, drawn as filled contours behind a figure's series.
+
+    Attributes:
+        label: What the values are, with their unit.
+        x: Abscissae of the columns, increasing.
+        y: Ordinates of the rows, increasing.
+        values: One row for each of `y`, with one number for each of `x`; nan where nothing is to be drawn.
+    """
+
+    label: str
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    values: Sequence[Sequence[float | int]]
+
+    def __post_init__(self) -> None:
+        lengths = sorted({len(row) for row in self.values})
+        if len(self.values) != len(self.y) or lengths != [len(self.x)]:
+            raise ValueError(
+                f"contours {self.label!r} have {len(self.values)} rows of {lengths} values on a grid of {len(self.y)} "
+                f"rows and {len(self.x)} columns; give one row for each y and one value for each x"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Figure:
     """A figure of a report.
 
@@ -46,6 +71,7 @@ class Figure:
         x_scale: "linear" or "log".
         y_scale: "linear" or "log".
         caption: What a reader should see in it, and on which side of the truth it is.
+        contours: What lies behind the series, or None. Both axes are then drawn to one scale.
     """
 
     name: str
@@ -56,6 +82,7 @@ class Figure:
     x_scale: Literal["linear", "log"] = "linear"
     y_scale: Literal["linear", "log"] = "linear"
     caption: str = ""
+    contours: Contours | None = None
 
 
 @dataclasses.dataclass(frozen=True)

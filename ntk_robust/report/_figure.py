@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ntk_robust._core import Figure
+from ntk_robust._core import Contours, Figure
 
 INK = "#1f2430"
 RULE = "#d9dce3"
@@ -37,6 +37,7 @@ _MANY_POINTS = 40
 _FEW_TICKS = 8
 _SMALL_LEGEND = 3
 _LONG_LABEL = 30
+_LEVELS = 12
 
 
 def figure_svg(figure: Figure) -> str:
@@ -57,6 +58,10 @@ def figure_svg(figure: Figure) -> str:
         axes.set(xscale=figure.x_scale, yscale=figure.y_scale)
         axes.grid(visible=True)
         axes.set_axisbelow(True)
+        if figure.contours is not None:
+            axes.grid(visible=False)
+            axes.set_aspect("equal")
+            _draw_contours(axes, figure.contours)
         for number, series in enumerate(figure.series):
             x, y = np.asarray(series.x, float), np.asarray(series.y, float)
             style: dict[str, Any] = dict(_FORMATS[series.style])
@@ -83,6 +88,19 @@ def figure_svg(figure: Figure) -> str:
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _embedded(stream.getvalue(), figure.name)
+
+
+def _draw_contours(axes: Any, contours: Contours) -> None:
+    """Shades of one color, darker for larger values, with labeled lines between them."""
+    x, y, values = (np.asarray(part, float) for part in (contours.x, contours.y, contours.values))
+    drawn = np.ma.masked_invalid(values)
+    if drawn.count() == 0 or drawn.min() == drawn.max():
+        return
+    levels = np.linspace(float(drawn.min()), float(drawn.max()), _LEVELS + 1)
+    shades = [(PALETTE[0], 0.04 + 0.6 * step / (_LEVELS - 1)) for step in range(_LEVELS)]
+    axes.contourf(x, y, drawn, levels=levels, colors=shades)
+    lines = axes.contour(x, y, drawn, levels=levels[1:-1:2], colors=INK, linewidths=0.5)
+    axes.clabel(lines, fontsize=7, fmt=lambda value: f"{value:.3g}")
 
 
 def _drawable(figure: Figure, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ntk_robust._core import Figure, Series
+from ntk_robust._core import Contours, Figure, Series
 from ntk_robust.report._figure import INK, PALETTE, RULE, figure_svg
 from ntk_robust.report._format import format_value
 
@@ -151,7 +151,8 @@ def _figures(figures: Sequence[Mapping[str, Any]], owner: str) -> str:
     drawn = []
     for record in figures:
         series = tuple(_frozen_series(item) for item in record["series"])
-        svg = _drawn(Figure(**{**record, "name": f"{owner}-{record['name']}", "series": series}))
+        behind = _frozen_contours(record.get("contours"))
+        svg = _drawn(Figure(**{**record, "name": f"{owner}-{record['name']}", "series": series, "contours": behind}))
         label = html.escape(record["title"], quote=True)
         svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
         caption = f"<b>{_prose(record['title'])}</b>{_prose(record['caption'])}"
@@ -163,6 +164,13 @@ def _frozen_series(record: Mapping[str, Any]) -> Series:
     numbers = {name: record[name] for name in ("x", "y", "y_lower", "y_upper")}
     numbers = {name: values and tuple(float(value) for value in values) for name, values in numbers.items()}
     return Series(label=record["label"], style=record["style"], **numbers)
+
+
+def _frozen_contours(record: Mapping[str, Any] | None) -> Contours | None:
+    if record is None:
+        return None
+    x, y = (tuple(float(value) for value in record[name]) for name in ("x", "y"))
+    return Contours(record["label"], x, y, tuple(tuple(float(value) for value in row) for row in record["values"]))
 
 
 @lru_cache(maxsize=256)
