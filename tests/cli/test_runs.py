@@ -170,11 +170,20 @@ def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
 def test_a_real_ctrl_c_ends_reproduce_in_one_line_and_leaves_a_valid_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "ntk_robust.cli", "reproduce", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    assert process.stderr is not None
-    first = process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
+    # Where tests run in the background SIGINT is ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        try:
+            printed, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert first == "reproduce ...\n"
     # A shell shows 130 for both: the interpreter may choose to die of the signal itself.
     assert process.returncode in (130, -signal.SIGINT)

@@ -16,6 +16,7 @@ QUICK_CPU_SECONDS = 60
 SLOW = {
     "gao2019_capacity_converse",
     "gao2019_certificate",
+    "gao2019_depth",
     "gao2019_hitting_time",
     "gao2019_optimal_robust_loss",
     "gao2019_random_features",
@@ -33,9 +34,12 @@ def result(name: str) -> tuple[CheckResult, float]:
     return found, time.process_time() - started
 
 
-every_check = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in check_names()]
-)
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """One worker per check: its tests share a result."""
+    return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in SLOW else [])]
+
+
+every_check = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in check_names()])
 
 
 @every_check
