@@ -32,6 +32,7 @@ def median_seconds(*alternatives: str, repetitions: int = 3) -> list[float]:
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_all_of_its_parts_costs_less_than_two_and_a_half_imports_of_jax() -> None:
     in_a_fresh_process(EVERYTHING)  # writes the bytecode
     jax_alone, package, everything = median_seconds("import jax", "import ntk_robust", EVERYTHING)

@@ -275,8 +275,8 @@ class Network(eqx.Module):
     """A network that bounds can go through: a chain of layers, weights included.
 
     Attributes:
-        layers: `Affine`, `Convolution`, `AveragePool`, `Flatten`, `Image`, `Nonlinearity`, `PairedNeurons`, and `Parallel`
-            chains of these, in order.
+        layers: `Affine`, `Convolution`, `AveragePool`, `Flatten`, `Image`, `Nonlinearity`, `PairedNeurons`, and
+            `Parallel` chains of these, in order.
         input_shape: Shape of one example.
         scalar: Whether the output is the one coordinate that the last layer gives, shape ().
 

@@ -92,6 +92,7 @@ def test_apgd_reaches_the_exact_worst_case_of_a_linear_scalar_network(key):
     np.testing.assert_allclose(found.value, np.log1p(np.exp(-np.asarray(ys) * np.asarray(worst @ weights))), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_scaling_the_logits_does_not_change_what_apgd_on_dlr_finds(key):
     matrix = jr.normal(key, (4, 5))
     xs = jr.uniform(jr.fold_in(key, 1), (3, 5))

@@ -26,7 +26,8 @@ def exact_is_right(weights, xs, ys, epsilon, dual_order):
     return right
 
 
-@pytest.mark.parametrize("num_classes", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [2, 5])
 def test_on_a_linear_classifier_exactly_the_breakable_examples_fall(num_classes, key):
     weights = jr.normal(key, (num_classes, 6))
     xs = jr.normal(jr.fold_in(key, 1), (40, 6))

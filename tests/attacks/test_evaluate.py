@@ -143,6 +143,7 @@ def test_points_outside_the_set_never_count_as_successes(problem):
     assert found.surrogate_loss == found.natural_loss
 
 
+@pytest.mark.slow
 def test_batches_and_new_weights_change_neither_results_nor_the_compiled_program(problem):
     params, xs, ys = problem
     traces = []
@@ -195,6 +196,7 @@ def test_a_network_that_rounds_its_input_is_reported_to_hide_its_gradient(proble
     assert found.audit.is_sound
 
 
+@pytest.mark.slow
 def test_a_loss_that_hides_the_gradient_is_beaten_by_a_step_on_the_margin(key):
     # The output is so large that the saturating loss has no slope: only the margin still sees the direction.
     weights = jnp.asarray([300.0, -300.0])

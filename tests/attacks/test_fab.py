@@ -114,6 +114,7 @@ def test_the_distance_to_a_sphere_is_found_although_it_is_curved(key):
     np.testing.assert_allclose(np.linalg.norm(found.x_adv - xs, axis=1), 1 - np.linalg.norm(xs, axis=1), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_success_in_the_set_is_exactly_whether_the_distance_is_below_the_radius(key):
     xs = jnp.full((8, 4), 0.5)
     distances = jnp.linspace(0.05, 0.4, 8)

@@ -80,6 +80,7 @@ def test_moves_in_the_l2_ball_spend_the_whole_radius_and_change_two_windows(shap
         delta = new
 
 
+@pytest.mark.slow
 def test_square_climbs_in_the_l2_ball_faster_than_random_points_and_never_above_the_optimum(key):
     xs, directions = jnp.full((3, 64), 0.5), jr.normal(key, (3, 64))
     sets = L2Ball(0.3, BOX)

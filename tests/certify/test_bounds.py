@@ -97,6 +97,7 @@ def test_a_hundred_thousand_sampled_and_attacked_points_stay_inside_the_bounds(d
             assert np.all((outputs >= lower) & (outputs <= upper)), name(method)
 
 
+@pytest.mark.slow
 def test_points_that_leave_bounds_from_a_wrong_slope_are_noticed(key, monkeypatch):
     model, params = two_layers(key, models.Relu(), np.float32)
     x = 0.5 * jr.normal(key, (4,), np.float32)

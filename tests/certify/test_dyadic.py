@@ -108,6 +108,7 @@ def clip_gate(points, labels, delta, theta, rng):
     return Network(tuple(layers[:-1]), (d,), scalar=True)
 
 
+@pytest.mark.slow
 def test_a_clip_gate_student_has_zero_width_on_every_training_ball_and_not_beyond():
     rng = np.random.default_rng(0)
     d, n, delta, theta = 3, 10, 1 / 16, 1 / 16

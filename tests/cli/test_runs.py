@@ -24,6 +24,7 @@ def load_json(path: Path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_kernel_writes_the_matrices_that_numpy_reads_and_a_summary_that_agrees(capsys, tmp_path: Path) -> None:
     out = tmp_path / "kernel"
     arguments = ["--num-train", "40", "--num-test", "20", "--num-hidden-layers", "1", "--kernel", "analytic_nngp"]

@@ -67,6 +67,7 @@ def test_an_explicit_network_is_within_its_bound_of_the_average_that_it_lineariz
         np.testing.assert_allclose(block @ block.T, np.diag(np.sum(block**2, axis=1)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_moving_one_neuron_of_a_pair_costs_twice_the_norm_and_the_even_orders(key):
     net = PairedTwoLayerNet(3, 64, Softplus())
     centers, coefficients = circle(np.array([0.3])), jnp.array([2.0])

@@ -224,6 +224,7 @@ def test_blocked_half_equals_the_whole_matrix():
     np.testing.assert_array_equal(blocked, blocked.T)
 
 
+@pytest.mark.slow
 def test_a_matrix_written_over_another_one_is_the_same_and_symmetric_with_a_rest_of_rows():
     kernel = analytic_ntk(FullyConnected(7, 1, 3, "scalar"))
     x = jnp.asarray(np.random.default_rng(4).normal(size=(61, 7)))

@@ -51,7 +51,8 @@ def recursion(model, x, z):
     return nngp + w2 * ntk.mean(), nngp
 
 
-@pytest.mark.parametrize("mechanism", ["softmax", pytest.param("identity", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["softmax", "identity"])
 def test_kernels_are_those_of_the_recursion_written_out(mechanism):
     model = Attention((TOKENS, CHANNELS), 1, 1, 2, "scalar", mechanism, w_std=1.2, b_std=0.3, score_std=1.4)
     ntk, nngp = analytic_ntk(model), analytic_nngp(model)

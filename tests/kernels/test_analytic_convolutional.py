@@ -53,6 +53,7 @@ def test_kernels_of_finite_networks_approach_the_analytic_ones_in_width(pooling,
     assert np.any(np.abs(np.asarray(ntk).mean(axis=0) - wrong) > 0.2 * wrong.max())
 
 
+@pytest.mark.slow
 def test_values_are_those_of_neural_tangents_in_every_form_of_the_interface():
     stax = load_neural_tangents().stax
     model = Convolutional((4, 5, 2), 1, 1, "scalar", (3, 2), activation=Erf(), w_std=1.1, b_std=0.4)

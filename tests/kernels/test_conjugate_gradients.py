@@ -36,6 +36,7 @@ def _preconditioners(x, k):
     }
 
 
+@pytest.mark.slow
 def test_preconditioners_invert_what_they_say(system):
     x, _, k, _ = system
     v = np.random.default_rng(4).normal(size=(60, 2))

@@ -117,6 +117,7 @@ def test_a_kernel_between_two_states_of_a_network(name, method):
     np.testing.assert_allclose(same_points, np.einsum("iap,jap->ij", c, b), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_mask_in_the_shape_of_an_equinox_module_chooses_layers():
     apply_fn, net = as_function("equinox")
     mask = jax.tree.map(lambda _: False, net)
@@ -218,6 +219,7 @@ def test_a_jacobian_that_takes_too_much_memory_is_the_last_choice(monkeypatch):
     assert empirical_ntk_costs(lambda p, x: p["w"] @ x, params, X)[-1].method == METHODS[2]
 
 
+@pytest.mark.slow
 def test_the_choice_is_made_inside_of_jit_too_and_nothing_of_the_trace_is_kept():
     before = dict(_empirical_generic._REMEMBERED)
     params = plain_params(0)

@@ -26,6 +26,7 @@ def _linear(a, b):
     return a @ (a if b is None else b).T
 
 
+@pytest.mark.slow
 def test_tiles_make_the_whole_matrix():
     kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
     x, z = (np.random.default_rng(0).normal(size=(n, 3)) for n in (11, 5))

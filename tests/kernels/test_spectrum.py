@@ -37,6 +37,7 @@ def matrix():
     return x, gram(KERNEL, x, tile=90)
 
 
+@pytest.mark.slow
 def test_leading_eigenpairs_are_those_of_the_dense_matrix_within_their_residuals(matrix):
     x, k = matrix
     exact = np.linalg.eigvalsh(k)[::-1]
@@ -263,6 +264,7 @@ def found_at_one(kernel):
     return float(kernel(point, point))
 
 
+@pytest.mark.slow
 def test_gram_eigenvalues_approach_the_mercer_eigenvalues():
     rng = np.random.default_rng(8)
     x = rng.normal(size=(900, 3))

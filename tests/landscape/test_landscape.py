@@ -111,6 +111,7 @@ def test_too_large_a_step_is_seen_to_descend(tanh):
     assert (np.diff(wild.values) < 0).any()
 
 
+@pytest.mark.slow
 def test_the_second_order_certificate_has_the_eigenvalues_of_the_formula(tanh):
     net, x, ascent, _ = tanh
     delta = ascent.deltas[-1]

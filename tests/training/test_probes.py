@@ -81,6 +81,7 @@ def test_probes_see_the_weights_before_steps_0_k_2k_and_after_the_last(result):
         assert np.array_equal(result.probes["weights"]["weight"][row], expected)
 
 
+@pytest.mark.slow
 def test_displacement_is_that_of_numpy_on_the_recorded_weights(result):
     names = parameter_displacement(PARAMS, PARAMS).layers
     assert names == ("0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias")
