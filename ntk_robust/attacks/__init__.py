@@ -9,6 +9,7 @@ from ntk_robust.attacks._audit import Audit, Finding
 from ntk_robust.attacks._auto_attack import AutoAttackResult, auto_attack
 from ntk_robust.attacks._batch import attack_batch
 from ntk_robust.attacks._carlini_wagner import CarliniWagner
+from ntk_robust.attacks._controls import ControlRuns, Controls
 from ntk_robust.attacks._deep_fool import DeepFool
 from ntk_robust.attacks._evaluate import Evaluation, evaluate
 from ntk_robust.attacks._fab import FAB
@@ -35,6 +36,8 @@ __all__ = [
     "AutoAttackResult",
     "Box",
     "CarliniWagner",
+    "ControlRuns",
+    "Controls",
     "DeepFool",
     "Evaluation",
     "Finding",

@@ -1,6 +1,7 @@
 """What can be checked about an attack's result without believing the attack."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal
 
 _MOSTLY = 0.5
@@ -69,8 +70,15 @@ class Audit:
         return not any(finding.severity == "fault" for finding in self.findings)
 
 
-def draw_findings(audit: Audit, *, adversarial_accuracy: float, surrogate_loss: float, tolerance: float) -> Audit:
-    """The audit with its findings filled in."""
+def draw_findings(
+    audit: Audit,
+    *,
+    adversarial_accuracy: float,
+    surrogate_loss: float,
+    tolerance: float,
+    more: Iterable[Finding] = (),
+) -> Audit:
+    """The audit with its findings and `more` filled in."""
     n = audit.num_examples
     rules: list[tuple[bool, str, Literal["fault", "weakness"], str]] = [
         (
@@ -143,5 +151,6 @@ def draw_findings(audit: Audit, *, adversarial_accuracy: float, surrogate_loss: 
             "there, or its gradient misleads. Compare with Square, which needs no gradients.",
         ),
     ]
-    findings = tuple(Finding(name, severity, message) for applies, name, severity, message in rules if applies)
-    return dataclasses.replace(audit, findings=findings)
+    found = [Finding(name, severity, message) for applies, name, severity, message in rules if applies]
+    findings = sorted([*found, *more], key=lambda finding: finding.severity)  # faults come before weaknesses
+    return dataclasses.replace(audit, findings=tuple(findings))

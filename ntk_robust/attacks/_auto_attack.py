@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._apgd import APGD
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
+from ntk_robust.attacks._attack import AbstractAttack, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective
 from ntk_robust.attacks._fab import FAB
-from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._grading import in_batches
 from ntk_robust.attacks._l2 import L2Ball
-from ntk_robust.attacks._problem import pose
+from ntk_robust.attacks._problem import Problem, pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
 from ntk_robust.attacks._sphere import SphereSlice
 from ntk_robust.attacks._square import Square
@@ -144,10 +144,8 @@ def auto_attack(
         attacks, 2020.
     """
     check_count("num_targets", num_targets)
-    inputs, targets, epsilons, everyone, batch_size, output = pose(
-        (apply_fn, params), xs, ys, perturbations, batch_size
-    )
-    num_outputs = output.shape[0] if output.shape else None
+    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    num_outputs = problem.output.shape[0] if problem.output.shape else None
     budget = _Budget(num_steps, num_queries, num_targets, image_shape)
     stages = list(enumerate(_stages(num_outputs, perturbations, budget)))
     if only is not None:
@@ -158,35 +156,22 @@ def auto_attack(
 
     margin = LossObjective(apply_fn, params, Margin())
 
-    def graded_at(points: np.ndarray, chosen: np.ndarray) -> Grades:
-        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
-            return grade(margin, points, xs, ys, perturbations.with_epsilon(epsilons))
-
-        return in_batches(run, batch_size, points, inputs[chosen], targets[chosen], epsilons[chosen])
-
-    def attacked_by(stage: _Stage, aims: np.ndarray, chosen: np.ndarray, stage_key: PRNGKeyArray) -> AttackResult:
-        objective = LossObjective(apply_fn, params, stage.loss)
-
-        def run(xs: Array, aims: Array, epsilons: Array, examples: Array) -> AttackResult:
-            around = perturbations.with_epsilon(epsilons)
-            return run_batch(stage.attack, objective, xs, aims, around, examples=examples, key=stage_key)
-
-        return in_batches(run, batch_size, inputs[chosen], aims, epsilons[chosen], chosen)
-
-    is_right = np.asarray(graded_at(inputs, everyone).margins) < 0
+    is_right = np.asarray(problem.grade(margin, problem.inputs).margins) < 0
     natural_accuracy = float(is_right.mean())
-    order = _classes_by_logit(margin, inputs, targets, batch_size) if any(stage.rank for _, stage in stages) else None
-    x_adv = inputs.copy()
+    order = _classes_by_logit(margin, problem) if any(stage.rank for _, stage in stages) else None
+    x_adv = problem.inputs.copy()
     accuracy_after: dict[str, float] = {}
     for number, stage in stages:
         chosen = np.flatnonzero(is_right)
         if len(chosen) > 0:
-            aims = targets[chosen]
+            standing = problem.of(chosen)
+            aims = standing.targets
             if stage.rank is not None and order is not None:
                 aims = np.stack([aims, order[chosen, stage.rank - 1].astype(aims.dtype)], axis=1)
-            points = np.asarray(attacked_by(stage, aims, chosen, jr.fold_in(key, number)).x_adv)
-            graded = graded_at(points, chosen)
-            fell = np.asarray(graded.inside) & (np.asarray(graded.margins) >= 0)
+            objective = LossObjective(apply_fn, params, stage.loss)
+            found = standing._replace(targets=aims).attack(stage.attack, objective, key=jr.fold_in(key, number))
+            points = np.asarray(found.x_adv)
+            fell = np.asarray(standing.grade(margin, points).fooled)
             x_adv[chosen[fell]] = points[fell]
             is_right[chosen[fell]] = False
         accuracy_after[stage.name] = float(is_right.mean())
@@ -199,10 +184,10 @@ def auto_attack(
     )
 
 
-def _classes_by_logit(objective: LossObjective, xs: np.ndarray, labels: np.ndarray, batch_size: int) -> np.ndarray:
+def _classes_by_logit(objective: LossObjective, problem: Problem) -> np.ndarray:
     """For each example the wrong classes, the likeliest first."""
-    logits = np.array(in_batches(lambda batch: _outputs(objective, batch), batch_size, xs))
-    np.put_along_axis(logits, labels[:, None], -np.inf, axis=1)
+    logits = np.array(in_batches(lambda batch: _outputs(objective, batch), problem.batch_size, problem.inputs))
+    np.put_along_axis(logits, problem.targets[:, None], -np.inf, axis=1)
     return np.argsort(-logits, axis=1, kind="stable")[:, :-1]
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, count_zero
+from ntk_robust.attacks._attack import AbstractAttack, count_zero
 from ntk_robust.attacks._audit import Audit, draw_findings
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
-from ntk_robust.attacks._grading import Grades, Numbers, grade, grade_one, in_batches
+from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._controls import ControlRuns, Controls, run_controls
+from ntk_robust.attacks._grading import Grades, Numbers, grade_one, in_batches
 from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._replay import replay
 from ntk_robust.attacks._sets import AbstractPerturbationSet
@@ -34,6 +35,7 @@ class Evaluation(eqx.Module):
         margins: Attacker's `Margin` of each example, the worse of x and the attack's point; right means < 0.
         audit: What a look from outside says about the attack.
         x_adv: The attack's points as it returned them.
+        controls: What the second runs gave, None without any.
     """
 
     natural_accuracy: float
@@ -43,6 +45,7 @@ class Evaluation(eqx.Module):
     margins: Float[Array, " n"]
     audit: Audit
     x_adv: Float[Array, "n *dims"]
+    controls: ControlRuns | None = None
 
 
 def evaluate(
@@ -56,6 +59,7 @@ def evaluate(
     loss: AbstractLoss,
     key: PRNGKeyArray,
     batch_size: int | None = None,
+    controls: Controls | None = None,
 ) -> Evaluation:
     """Natural and adversarial accuracy and loss, recomputed outside the attack, and an audit of the attack.
 
@@ -73,6 +77,8 @@ def evaluate(
         loss: The loss that is attacked and averaged.
         key: Folded with the number of the example, so that `batch_size` does not change the result.
         batch_size: Examples attacked at a time, None for all at once.
+        controls: Second runs for the audit, which cost as much as the attack each: radius 0, growing radii, other
+            attacks, another network's points. None is none.
 
     Returns:
         Accuracies, losses, margins, audit and the attack's points.
@@ -81,25 +87,16 @@ def evaluate(
         ValueError: For an empty or misshapen batch, inputs that are not finite or outside the box, labels that are not
             integers or out of range, or a loss that does not fit the output.
     """
-    inputs, targets, epsilons, examples, batch_size, output = pose(
-        (apply_fn, params), xs, ys, perturbations, batch_size
-    )
-    num_examples = len(inputs)
+    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    inputs, targets, epsilons, num_examples = problem.inputs, problem.targets, problem.epsilons, len(problem.inputs)
     objective = LossObjective(apply_fn, params, loss)
-
-    def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
-        around = perturbations.with_epsilon(epsilons)
-        return run_batch(attack, objective, xs, ys, around, examples=examples, key=key)
 
     def run_steps(xs: Array, ys: Array, epsilons: Array) -> _SingleSteps:
         return _take_single_steps(objective, xs, ys, perturbations.with_epsilon(epsilons))
 
-    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
-        return grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
-
-    steps: _SingleSteps = in_batches(run_steps, batch_size, inputs, targets, epsilons)
-    found: AttackResult = in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
-    graded: Grades = in_batches(run_grading, batch_size, found.x_adv, inputs, targets, epsilons)
+    steps: _SingleSteps = in_batches(run_steps, problem.batch_size, inputs, targets, epsilons)
+    found = problem.attack(attack, objective, key=key)
+    graded = problem.grade(objective, found.x_adv)
 
     def accuracy(margins: Numbers) -> float:
         return float(np.mean(margins < 0))
@@ -109,7 +106,7 @@ def evaluate(
     surrogate_loss = float(np.mean(np.where(graded.inside, graded.losses, steps.natural.losses)))
     adversarial_accuracy = accuracy(margins)
     # Other batch shapes and fusions round differently, along all of the network's sums.
-    relative = float(np.finfo(output.dtype).eps) ** 0.5
+    relative = float(np.finfo(problem.output.dtype).eps) ** 0.5
     mismatch = np.abs(found.value - graded.losses) > relative * (1 + np.abs(graded.losses))
     finite = np.isfinite(found.x_adv.reshape(num_examples, -1)).all(axis=1) & np.isfinite(graded.losses)
 
@@ -141,11 +138,15 @@ def evaluate(
         gradient_points=float(np.mean([visit.num_gradient_points for visit in visits])),
         num_stale=sum(visit.are_stale(np.asarray(end)) for visit, end in zip(visits, ends, strict=True)),
     )
+    second = None
+    if controls is not None:
+        second = run_controls(controls, problem, attack, objective, is_right=natural_margins < 0, key=key)
     audit = draw_findings(
         audit,
         adversarial_accuracy=adversarial_accuracy,
         surrogate_loss=surrogate_loss,
         tolerance=relative * (1 + abs(surrogate_loss)),
+        more=() if second is None else second.findings(adversarial_accuracy),
     )
     return Evaluation(
         natural_accuracy=accuracy(natural_margins),
@@ -155,6 +156,7 @@ def evaluate(
         margins=jnp.asarray(margins),
         audit=audit,
         x_adv=jnp.asarray(found.x_adv),
+        controls=second,
     )
 
 

@@ -24,6 +24,11 @@ class Grades(NamedTuple):
     inside: Numbers
     excess: Numbers
 
+    @property
+    def fooled(self) -> Numbers:
+        """Whether the point is classified wrong and counts, because it is in the set."""
+        return self.inside & (self.margins >= 0)
+
 
 def grade_one(
     objective: LossObjective, point: Array, x: Array, y: Array, perturbations: AbstractPerturbationSet

@@ -7,9 +7,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
-from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._attack import AbstractAttack, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._grading import in_batches
 from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss
@@ -65,32 +65,22 @@ def minimum_radius(
         ValueError: As `evaluate`, and if `num_halvings` is not a whole number ≥ 1.
     """
     check_count("num_halvings", num_halvings)
-    inputs, targets, largest, examples, batch_size, _ = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    inputs, largest = problem.inputs, problem.epsilons
     objective = LossObjective(apply_fn, params, loss)
-
-    def run_grading(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
-        return grade(objective, points, xs, ys, perturbations.with_epsilon(epsilons))
 
     def run_norms(points: Array, xs: Array) -> Array:
         return _norms(perturbations, points, xs)
 
-    natural = in_batches(run_grading, batch_size, inputs, inputs, targets, largest)
-    radius = np.where(natural.margins >= 0, 0, np.inf).astype(inputs.dtype)
+    radius = np.where(problem.grade(objective, inputs).margins >= 0, 0, np.inf).astype(inputs.dtype)
     x_adv = inputs.copy()
     low, tried = np.zeros_like(largest), largest.copy()
     for number in range(1 + num_halvings):
-        round_key = jr.fold_in(key, number)
-
-        def run_attack(
-            xs: Array, ys: Array, epsilons: Array, examples: Array, round_key: PRNGKeyArray = round_key
-        ) -> AttackResult:
-            around = perturbations.with_epsilon(epsilons)
-            return run_batch(attack, objective, xs, ys, around, examples=examples, key=round_key)
-
-        points = np.asarray(in_batches(run_attack, batch_size, inputs, targets, tried, examples).x_adv)
-        graded = in_batches(run_grading, batch_size, points, inputs, targets, tried)
-        norms = in_batches(run_norms, batch_size, points, inputs)
-        better = graded.inside & (graded.margins >= 0) & (norms < radius)
+        within = problem._replace(epsilons=tried)
+        points = np.asarray(within.attack(attack, objective, key=jr.fold_in(key, number)).x_adv)
+        graded = within.grade(objective, points)
+        norms = in_batches(run_norms, problem.batch_size, points, inputs)
+        better = graded.fooled & (norms < radius)
         radius = np.where(better, norms, radius)
         x_adv[better] = points[better]
         low = np.where(better, low, np.maximum(low, tried))

@@ -1,14 +1,15 @@
-"""The common beginning of everything that attacks a network on many examples: checks, and arrays on the host."""
+"""What everything that attacks a network on many examples shares: checks, arrays on the host, batches, grades."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import check_count
-from ntk_robust.attacks._batch import ApplyFn
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
+from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._grading import Grades, grade, in_batches
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 
 
@@ -16,6 +17,7 @@ class Problem(NamedTuple):
     """Examples to attack; between compiled programs all is NumPy, since each small operation would be compiled first.
 
     Attributes:
+        perturbations: The set; its own radii do not count.
         inputs: Inputs.
         targets: Labels, or targets in the dtype of a scalar output.
         epsilons: One radius for each example, in the dtype of the inputs.
@@ -24,12 +26,39 @@ class Problem(NamedTuple):
         output: Shape and dtype of the network's output.
     """
 
+    perturbations: AbstractPerturbationSet
     inputs: np.ndarray
     targets: np.ndarray
     epsilons: np.ndarray
     examples: np.ndarray
     batch_size: int
     output: jax.ShapeDtypeStruct
+
+    def of(self, chosen: np.ndarray) -> "Problem":
+        """The problem of some of the examples."""
+        return self._replace(
+            inputs=self.inputs[chosen],
+            targets=self.targets[chosen],
+            epsilons=self.epsilons[chosen],
+            examples=self.examples[chosen],
+        )
+
+    def attack(self, attack: AbstractAttack, objective: LossObjective, *, key: PRNGKeyArray) -> AttackResult:
+        """What the attack finds for each example, on the host."""
+
+        def run(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
+            around = self.perturbations.with_epsilon(epsilons)
+            return run_batch(attack, objective, xs, ys, around, examples=examples, key=key)
+
+        return in_batches(run, self.batch_size, self.inputs, self.targets, self.epsilons, self.examples)
+
+    def grade(self, objective: LossObjective, points: np.ndarray) -> Grades:
+        """Grades of one point for each example, on the host."""
+
+        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
+            return grade(objective, points, xs, ys, self.perturbations.with_epsilon(epsilons))
+
+        return in_batches(run, self.batch_size, points, self.inputs, self.targets, self.epsilons)
 
 
 def pose(
@@ -55,6 +84,7 @@ def pose(
     check_count("batch_size", batch_size)
     inputs = np.asarray(xs)
     return Problem(
+        perturbations=perturbations,
         inputs=inputs,
         targets=np.asarray(ys, output.dtype if output.shape == () else None),
         epsilons=np.broadcast_to(np.asarray(perturbations.epsilon, inputs.dtype), (num_examples,)),

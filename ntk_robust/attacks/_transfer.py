@@ -2,13 +2,11 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult
-from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
-from ntk_robust.attacks._grading import Grades, grade, in_batches
-from ntk_robust.attacks._problem import pose
+from ntk_robust.attacks._attack import AbstractAttack
+from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._problem import Problem, pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss
 
@@ -64,30 +62,18 @@ def transfer(
     Raises:
         ValueError: As `evaluate`, for either network.
     """
-    pose(target, xs, ys, perturbations, batch_size)
-    inputs, targets, epsilons, examples, batch_size, _ = pose(source, xs, ys, perturbations, batch_size)
+    to_fool = pose(source, xs, ys, perturbations, batch_size)
+    to_grade = pose(target, xs, ys, perturbations, batch_size)
+    points = to_fool.attack(attack, LossObjective(*source, loss), key=key).x_adv
 
-    def run_attack(xs: Array, ys: Array, epsilons: Array, examples: Array) -> AttackResult:
-        around = perturbations.with_epsilon(epsilons)
-        return run_batch(attack, LossObjective(*source, loss), xs, ys, around, examples=examples, key=key)
-
-    found = in_batches(run_attack, batch_size, inputs, targets, epsilons, examples)
-    points = np.asarray(found.x_adv)
-
-    def graded_at(network: tuple[ApplyFn, PyTree], points: np.ndarray) -> Grades:
-        def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:
-            return grade(LossObjective(*network, loss), points, xs, ys, perturbations.with_epsilon(epsilons))
-
-        return in_batches(run, batch_size, points, inputs, targets, epsilons)
-
-    def accuracies(network: tuple[ApplyFn, PyTree]) -> tuple[float, float]:
-        natural, attacked = graded_at(network, inputs), graded_at(network, points)
-        is_right = np.asarray(natural.margins) < 0
-        still_right = is_right & ((np.asarray(attacked.margins) < 0) | ~np.asarray(attacked.inside))
+    def accuracies(problem: Problem, network: tuple[ApplyFn, PyTree]) -> tuple[float, float]:
+        objective = LossObjective(*network, loss)
+        is_right = problem.grade(objective, problem.inputs).margins < 0
+        still_right = is_right & ~problem.grade(objective, points).fooled
         return float(is_right.mean()), float(still_right.mean())
 
-    _, source_accuracy = accuracies(source)
-    natural_accuracy, target_accuracy = accuracies(target)
+    _, source_accuracy = accuracies(to_fool, source)
+    natural_accuracy, target_accuracy = accuracies(to_grade, target)
     return Transfer(
         source_accuracy=source_accuracy,
         target_natural_accuracy=natural_accuracy,

@@ -223,6 +223,7 @@ class Attack:
         radii: Radii, in increasing order.
         num_steps: Steps of the attack; queries of square.
         num_examples: Test examples.
+        controls: Also attack at radius 0, at growing radii, and (1000 queries) by square, which the attack must beat.
         certificate: Bound from below for networks; for kernels of ReLU networks without biases anything but "none" asks
             for the certificate of their kernel space.
         kernel: Kernel of the regression.
@@ -247,6 +248,7 @@ class Attack:
     radii: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     num_steps: int = 40
     num_examples: int = 100
+    controls: bool = False
     certificate: Literal["crown", "alpha-crown", "interval", "none"] = "crown"
     kernel: Literal["analytic_ntk", "analytic_nngp"] = "analytic_ntk"
     data: DataName = "digits"

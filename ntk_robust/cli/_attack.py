@@ -21,6 +21,7 @@ from ntk_robust.attacks import (
     AbstractPerturbationSet,
     Box,
     CarliniWagner,
+    Controls,
     DeepFool,
     Evaluation,
     L2Ball,
@@ -210,6 +211,7 @@ def _evaluate(
         loss=Margin() if command.attack in _MARGIN_ATTACKS or command.attack == "square" else CrossEntropy(),
         key=key,
         batch_size=batch_size,
+        controls=Controls(rivals=(Square(1000, image_shape=victim.dataset.image_shape),)) if command.controls else None,
     )
     if command.attack != "auto":
         return evaluation, evaluation.adversarial_accuracy

@@ -38,7 +38,7 @@ class AtRadius:
 
     def record(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        audit = self.evaluation.audit
+        audit, controls = self.evaluation.audit, self.evaluation.controls
         certified = {} if self.bracket is None else {"certified_accuracy": self.bracket.certified_accuracy}
         return {
             "epsilon": self.radius,
@@ -52,6 +52,7 @@ class AtRadius:
                 "findings": [dataclasses.asdict(finding) for finding in audit.findings],
                 "fgsm_accuracy": audit.fgsm_accuracy,
                 "zero_gradient_fraction": audit.zero_gradient_fraction,
+                "controls": None if controls is None else dataclasses.asdict(controls),
             },
         }
 

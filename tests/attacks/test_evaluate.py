@@ -14,10 +14,12 @@ from ntk_robust.attacks import (
     AbstractAttack,
     AttackResult,
     Box,
+    Controls,
     Identity,
     L2Ball,
     LinfBall,
     Restarts,
+    Square,
     evaluate,
 )
 from ntk_robust.losses import CrossEntropy, Logistic, Squared
@@ -194,6 +196,39 @@ def test_a_network_that_rounds_its_input_is_reported_to_hide_its_gradient(proble
     assert found.audit.flat_fraction == 1.0
     assert found.audit.zero_gradient_fraction == 1.0
     assert found.audit.is_sound
+
+
+@pytest.mark.slow
+def test_second_runs_find_a_masked_gradient_and_nothing_wrong_with_an_honest_attack(problem):
+    params, xs, ys = problem
+    controls = Controls(rivals=(Square(200),), source=(network, params))
+    arguments = {"perturbations": SET, "loss": CrossEntropy(), "key": jr.key(0), "controls": controls}
+
+    def stepped(params, x):
+        return network(params, jnp.round(30 * x) / 30)
+
+    masked = evaluate(stepped, params, xs, ys, attack=PGD(8, 0.3, random_start=False), **arguments)
+    assert {"rival-better", "transfer-better", "never-broken"} <= set(names(masked))
+    runs = masked.controls
+    # In the box from 0 to 1 a radius of 1 reaches every corner: 0.08 doubles four times to 1.28.
+    np.testing.assert_allclose(runs.radii, [0.16, 0.32, 0.64, 1.28])
+    assert runs.accuracies == (masked.natural_accuracy,) * 4
+    assert dict(runs.rival_accuracies)["Square"] < masked.adversarial_accuracy
+
+    honest = evaluate(network, params, xs, ys, attack=PGD(40, 0.1), **arguments)
+    assert honest.controls.num_moved_at_zero == 0
+    assert honest.controls.accuracies[-1] == 0
+    assert honest.controls.transfer_accuracy == honest.adversarial_accuracy  # its own points
+    assert not {"moves-at-radius-zero", "transfer-better", "never-broken"} & set(names(honest))
+
+    class Restless(AbstractAttack):
+        def __call__(self, objective, x, perturbations, *, key):
+            moved = jnp.clip(x + 0.01, 0, 1)
+            return AttackResult(moved, objective(moved), objective(moved)[None], ZERO)
+
+    restless = evaluate(network, params, xs, ys, attack=Restless(), **arguments)
+    assert names(restless)[0] == "moves-at-radius-zero"
+    assert not restless.audit.is_sound
 
 
 @pytest.mark.slow

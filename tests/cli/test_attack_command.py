@@ -39,7 +39,7 @@ def saved_run(tmp_path: Path) -> Path:
 def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, capsys, tmp_path: Path) -> None:
     out = tmp_path / "attack"
     arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.0", "0.02", "--certificate", "interval"]
-    assert main(["attack", "--out", str(out), *arguments]) == 0
+    assert main(["attack", "--out", str(out), *arguments, "--controls"]) == 0
     part = examples(Train(seed=3, num_train=30, num_test=20))
     with np.load(saved_run / "params.npz") as weights:
         features = np.maximum(np.asarray(part.x_test) @ weights["[0].weight"].T, 0.0)
@@ -52,6 +52,8 @@ def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, 
         assert row["natural_accuracy"] == pytest.approx(accuracy)
         assert row["certified_accuracy"] <= row["adversarial_accuracy"] <= row["natural_accuracy"]
         assert row["audit"]["sound"] is True
+        assert row["audit"]["controls"]["num_moved_at_zero"] == 0
+        assert 0 <= dict(row["audit"]["controls"]["rival_accuracies"])["Square"] <= row["natural_accuracy"]
     assert rows[0]["certified_accuracy"] == rows[0]["natural_accuracy"]  # at radius 0 only rounding is left
     study = load_json(out / "results.json")["studies"][0]
     labels = [series["label"] for series in study["figures"][0]["series"]]
