@@ -97,7 +97,7 @@ def ascent_limit(
     start: Float[Array, " d"],
     *,
     step_size: ArrayLike,
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
 ) -> Float[Array, " d"]:
     r"""The last point $δ_T$ of `projected_gradient_ascent` alone, without keeping the others.
 
@@ -106,7 +106,7 @@ def ascent_limit(
         epsilon: Radius $ε > 0$ of the l2 ball.
         start: $δ_0$, in the ball.
         step_size: $η$.
-        num_steps: $T$.
+        num_steps: $T$, which may be traced.
     """
     ball, gradient_fn = L2Ball(jnp.asarray(epsilon, start.dtype)), jax.grad(loss_fn)
     return lax.fori_loop(0, num_steps, lambda _, delta: _moved(ball, delta, step_size * gradient_fn(delta)), start)

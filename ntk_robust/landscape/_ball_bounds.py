@@ -91,9 +91,10 @@ def ball_bounds(net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike) -> Bal
     epsilon = jnp.asarray(epsilon, x.dtype)
     output, gradient = jax.value_and_grad(net)(x)
 
-    def bend(sign: float) -> Float[Array, ""]:
+    def bend(sign: Float[Array, ""]) -> Float[Array, ""]:
         bound = curvature_bound(net, x, epsilon, sign=sign)
         rounding = 64 * len(bound) * jnp.finfo(x.dtype).eps * jnp.linalg.norm(bound)
         return jnp.maximum(jnp.linalg.eigvalsh(bound)[-1] + rounding, 0.0)
 
-    return BallBounds(epsilon, output, jnp.linalg.norm(gradient), bend(1.0), bend(-1.0))
+    bends_up, bends_down = jax.vmap(bend)(jnp.asarray([1.0, -1.0], x.dtype))
+    return BallBounds(epsilon, output, jnp.linalg.norm(gradient), bends_up, bends_down)

@@ -8,7 +8,7 @@ from ntk_robust.landscape._two_layer import TwoLayer
 
 
 def curvature_bound(
-    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, *, sign: float = 1.0, norm: str = "l2"
+    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, *, sign: ArrayLike = 1.0, norm: str = "l2"
 ) -> Float[Array, "d d"]:
     r"""A matrix $H_{\mathrm{up}}$ with $\nabla^2 (χ f) \preceq H_{\mathrm{up}}$ everywhere in the ball, up to rounding.
 

@@ -30,7 +30,7 @@ class GlobalMaximum(eqx.Module):
 
 
 def global_maximum(
-    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, delta: Float[Array, " d"], *, sign: float = 1.0
+    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, delta: Float[Array, " d"], *, sign: ArrayLike = 1.0
 ) -> GlobalMaximum:
     r"""Whether $δ$ is, up to a stated distance and gap, the unique maximum of $χ f(x + δ)$ over $\Vertδ\Vert_2 \le ε$.
 
@@ -80,7 +80,7 @@ def global_maximum(
 
 
 def vertex_is_maximum(
-    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, delta: Float[Array, " d"], *, sign: float = 1.0
+    net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, delta: Float[Array, " d"], *, sign: ArrayLike = 1.0
 ) -> Bool[Array, ""]:
     r"""Whether the vertex $δ$ is certified as the unique maximum of $χ f(x + δ)$ over $\Vertδ\Vert_\infty \le ε$.
 

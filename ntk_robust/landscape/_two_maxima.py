@@ -63,7 +63,7 @@ def two_maxima(net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, *, num_
     """
     epsilon = jnp.asarray(epsilon, x.dtype)
 
-    def search(sign: float) -> tuple[Float[Array, " d"], Float[Array, ""], GlobalMaximum]:
+    def search(sign: Float[Array, ""]) -> tuple[Float[Array, " d"], Float[Array, ""], GlobalMaximum]:
         def step(_: Array, delta: Float[Array, " d"]) -> Float[Array, " d"]:
             gradient = jax.grad(net)(x + delta)
             return sign * epsilon * gradient / jnp.linalg.norm(gradient)
@@ -71,6 +71,8 @@ def two_maxima(net: TwoLayer, x: Float[Array, " d"], epsilon: ArrayLike, *, num_
         delta = lax.fori_loop(0, num_steps, step, jnp.zeros_like(x))
         return delta, net(x + delta), global_maximum(net, x, epsilon, delta, sign=sign)
 
-    highest, highest_output, highest_certificate = search(1.0)
-    lowest, lowest_output, lowest_certificate = search(-1.0)
+    found = jax.vmap(search)(jnp.asarray([1.0, -1.0], x.dtype))
+    (highest, highest_output, highest_certificate), (lowest, lowest_output, lowest_certificate) = (
+        jax.tree.map(lambda part, row=row: part[row], found) for row in (0, 1)
+    )
     return TwoMaxima(highest, lowest, highest_output, lowest_output, highest_certificate, lowest_certificate)
