@@ -14,6 +14,16 @@ DOCS = Path(__file__).parents[2] / "docs" / "theory"
 SEED = 7
 QUICK_CPU_SECONDS = 60
 SLOW = {
+    "deng2020_curvature_law",
+    "deng2020_global_certificate",
+    "deng2020_input_scale",
+    "deng2020_local_certificate",
+    "deng2020_local_rate",
+    "deng2020_monotone_ascent",
+    "deng2020_no_interior_maximum",
+    "deng2020_polynomial_iterations",
+    "deng2020_quadratic_oracle",
+    "deng2020_two_maxima",
     "gao2019_capacity_converse",
     "gao2019_certificate",
     "gao2019_depth",
