@@ -1,5 +1,6 @@
 r"""Functions $h = \sum_j \alpha_j k(·, x_j)$ on the host's side of a fit, evaluated by programs of few shapes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -59,10 +60,8 @@ class Expansion(NamedTuple):
 
     def __call__(self, xs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """The values of h at many points."""
-        if len(xs) > _BLOCK:
-            return np.concatenate([self(xs[start : start + _BLOCK]) for start in range(0, len(xs), _BLOCK)])
-        padded = pad_rows(np.asarray(xs))
-        return np.asarray(_values(self.kernel, padded, self.points, self.coefficients))[: len(xs)]
+        blocks = [np.asarray(_values(self.kernel, block, self.points, self.coefficients)) for block in _blocks(xs)]
+        return np.concatenate(blocks)[: len(xs)]
 
 
 def make_expansion(
@@ -100,12 +99,17 @@ def cross_gram(
     kernel: AbstractKernel, x1: Float[np.ndarray, "n1 d"], x2: Float[np.ndarray, "n2 d"]
 ) -> Float[np.ndarray, "n1 n2"]:
     """The kernel of all pairs, accurate also where two points almost coincide."""
-    blocks = [
-        np.asarray(_matrix(kernel, pad_rows(x1[start : start + _BLOCK]), pad_rows(x2)))
-        for start in range(0, len(x1), _BLOCK)
-    ]
-    sizes = [min(_BLOCK, len(x1) - start) for start in range(0, len(x1), _BLOCK)]
-    return np.concatenate([block[:size, : len(x2)] for block, size in zip(blocks, sizes, strict=True)])
+    padded = pad_rows(x2)
+    blocks = [np.asarray(_matrix(kernel, block, padded)) for block in _blocks(x1)]
+    return np.concatenate(blocks)[: len(x1), : len(x2)]
+
+
+def _blocks(rows: Float[np.ndarray, "n d"]) -> Iterator[Float[Array, "s d"]]:
+    """Blocks of 64 rows, or of 512 where there are more than that, the last one padded: two shapes to compile for."""
+    size = _SIZES[0] if len(rows) <= _BLOCK else _BLOCK
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        yield jnp.asarray(np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)]))
 
 
 def matrix_of_pairs(

@@ -232,7 +232,9 @@ def _fit(
         converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
         if converged:
             break
-        worst = sets.worst(h, "error", 0.2 * target, key)
+        # far from the goal, suprema need not be known to a fraction of it
+        accuracy = max(0.2 * target, 0.05 * (_reached(best) - max(best_dual[0], 0.0)))
+        worst = sets.worst(h, "error", accuracy, key)
         candidate = (float(np.mean(worst.upper)), float(np.mean(worst.attained())), h)
         if candidate[:2] < best[:2]:
             best = candidate

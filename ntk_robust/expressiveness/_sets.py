@@ -373,32 +373,44 @@ def _distances(
     return jax.vmap(lambda x: rkhs_distance_bound(kernel, x, perturbations))(xs)
 
 
-def _outputs_on_circle(
-    h: Expansion, circle: float, constant: float
-) -> Callable[[Float[np.ndarray, " k"]], Float[np.ndarray, " k"]]:
-    """The function h of the angle.
+def profile_series(
+    kernel: AbstractKernel, dim: int, radius: float, constant: float
+) -> Float[np.ndarray, " degrees"] | None:
+    r"""Cosine coefficients $\hat g_l$ of a kernel along a great circle of a sphere slice, or None.
 
     There a kernel of norms and cosines is a function of the difference of two angles, for smooth activations an
-    analytic one: its Fourier series, from 512 values, is then exact to rounding (it is compared with as many others),
-    and h is a trigonometric polynomial. Other kernels are evaluated.
+    analytic one: its series from 256 values is then exact to rounding (it is compared with as many others);
+    None where it is not.
+
+    Args:
+        kernel: k.
+        dim: Dimension of the inputs.
+        radius: Of the slice.
+        constant: Its last coordinate.
     """
-
-    def directly(angles: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        return h(_on_circle(circle, constant, angles))
-
-    if isinstance(h.kernel, TangentKernel):
-        return directly
+    if isinstance(kernel, TangentKernel):
+        return None
     turns = np.arange(2 * _FOURIER_POINTS) * math.pi / _FOURIER_POINTS
-    profile = cross_gram(h.kernel, _on_circle(circle, constant, turns), _on_circle(circle, constant, np.zeros(1)))[:, 0]
-    series = np.real(np.fft.rfft(profile[::2])) / _FOURIER_POINTS
-    series[1:] *= 2.0
+    points = np.zeros((len(turns), dim))
+    points[:, 0], points[:, 1], points[:, -1] = radius * np.cos(turns), radius * np.sin(turns), constant
+    profile = cross_gram(kernel, points, points[:1])[:, 0]
+    series = np.real(np.fft.rfft(profile[::2])) / (_FOURIER_POINTS / 2)
+    series[0] /= 2.0
     degree = int(np.max(np.flatnonzero(np.abs(series) > _FOURIER_ERROR / 100 * profile[0]), initial=0)) + 1
     series = series[:degree]
     missed = np.max(np.abs(np.cos(np.outer(turns[1::2], np.arange(degree))) @ series - profile[1::2]))
-    if missed > _FOURIER_ERROR * profile[0]:
-        return directly
+    return series if missed <= _FOURIER_ERROR * profile[0] else None
+
+
+def _outputs_on_circle(
+    h: Expansion, circle: float, constant: float
+) -> Callable[[Float[np.ndarray, " k"]], Float[np.ndarray, " k"]]:
+    """The function h of the angle: a trigonometric polynomial where the kernel has a short series, else evaluated."""
+    series = profile_series(h.kernel, 3, circle, constant)
+    if series is None:
+        return lambda angles: h(_on_circle(circle, constant, angles))
     centers = np.asarray(h.points)
-    phases = np.exp(-1j * np.outer(np.arange(degree), np.arctan2(centers[:, 1], centers[:, 0])))
+    phases = np.exp(-1j * np.outer(np.arange(len(series)), np.arctan2(centers[:, 1], centers[:, 0])))
     coefficients = series * (phases @ np.asarray(h.coefficients))
 
     def by_series(angles: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -15,16 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ntk_robust.expressiveness._expansion import Expansion, cross_gram
-from ntk_robust.expressiveness._sets import AbstractSets, Goal, Worst, check_float64, measured, target_values
+from ntk_robust.expressiveness._expansion import Expansion
+from ntk_robust.expressiveness._sets import (
+    AbstractSets,
+    Goal,
+    Worst,
+    check_float64,
+    measured,
+    profile_series,
+    target_values,
+)
 from ntk_robust.kernels import AbstractKernel
 from ntk_robust.models import PairedTwoLayerNet
 
 _MAX_TRIANGLES = 400_000
 _MAX_LEVELS = 12
 _COARSE = 3  # halvings before the search begins: each triangle of that level may give a constraint in one round
-_FOURIER_POINTS = 512
-_ROUGH = 1e-6  # share of the last frequencies in the second derivative above which it is taken to be infinite
 
 
 class SurfaceSets(AbstractSets):
@@ -74,7 +80,7 @@ class SurfaceSets(AbstractSets):
         bend = h.norm * self.kernel_bend + self.target_bend
         if goal == "margin":
             raise ValueError("a domain with a target function has no margins; give a tolerance")
-        corners = np.asarray(self.triangles)
+        outputs, corners = self._outputs(h), np.asarray(self.triangles)
         for _ in range(_COARSE):
             corners = self._cut(corners)
         pieces = np.arange(len(corners))
@@ -82,7 +88,7 @@ class SurfaceSets(AbstractSets):
         places = corners[:, 0].copy()
         ceiling, spent = -np.inf, 0
         for level in range(_MAX_LEVELS + 1):
-            values = self._values(h, corners, goal)
+            values = self._values(outputs, corners, goal)
             spent += len(corners)
             at = np.argmax(values, axis=1)
             highest = values[np.arange(len(at)), at]
@@ -101,9 +107,30 @@ class SurfaceSets(AbstractSets):
         values, upper = best[first], max(ceiling, float(np.max(best))) + h.error
         return Worst(places, np.zeros(len(places), int), target_values(self.target, places), values, np.array([upper]))
 
-    def _values(self, h: Expansion, corners: Float[np.ndarray, "t 3 d"], goal: Goal) -> Float[np.ndarray, "t 3"]:
+    def _outputs(self, h: Expansion) -> Callable[[Float[np.ndarray, "k d"]], Float[np.ndarray, " k"]]:
+        r"""The function h; on a sphere, where the kernel is a short series, by $\sum_l \hat g_l T_l(\cos)$."""
+        corner = np.asarray(self.triangles[0, 0])
+        radius, constant = float(np.linalg.norm(corner[:-1])), float(corner[-1])
+        series = profile_series(h.kernel, len(corner), radius, constant) if self.on_sphere else None
+        if series is None:
+            return h
+        centers, coefficients = np.asarray(h.points)[:, :-1], np.asarray(h.coefficients)
+        centers, coefficients = centers[coefficients != 0.0], coefficients[coefficients != 0.0]
+
+        def by_series(points: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " k"]:
+            cosines = np.clip(points[:, :-1] @ centers.T / radius**2, -1.0, 1.0)
+            return np.polynomial.chebyshev.chebval(cosines, series) @ coefficients
+
+        return by_series
+
+    def _values(
+        self,
+        outputs: Callable[[Float[np.ndarray, "k d"]], Float[np.ndarray, " k"]],
+        corners: Float[np.ndarray, "t 3 d"],
+        goal: Goal,
+    ) -> Float[np.ndarray, "t 3"]:
         points, back = np.unique(corners.reshape(-1, corners.shape[-1]), axis=0, return_inverse=True)
-        values = measured(h(points), target_values(self.target, points), goal)
+        values = measured(outputs(points), target_values(self.target, points), goal)
         return values[back].reshape(corners.shape[:2])
 
     def _cut(self, corners: Float[np.ndarray, "t 3 d"]) -> Float[np.ndarray, "four_t 3 d"]:
@@ -143,7 +170,7 @@ def whole_sphere(
     r"""The sphere of all unit vectors of $R^4$ with last coordinate c, as one set.
 
     $\|\partial^2 k_x\|^2 = \sum_l l^4 \hat g_l$ with $\hat g_l ≥ 0$ the cosine coefficients of the kernel along a great
-    circle, from 1,024 values.
+    circle; what rounding adds to them makes the bound larger.
 
     Args:
         kernel: A kernel of norms and cosines with smooth activations, such as those of `analytic_ntk`.
@@ -157,24 +184,17 @@ def whole_sphere(
     if not -1.0 < constant < 1.0:
         raise ValueError(f"constant is {constant}; give a last coordinate between -1 and 1")
     radius = math.sqrt(1.0 - constant**2)
-    turns = np.arange(2 * _FOURIER_POINTS) * math.pi / _FOURIER_POINTS
-    zeros = np.zeros_like(turns)
-    circle = np.stack([radius * np.cos(turns), radius * np.sin(turns), zeros, zeros + constant], axis=1)
-    profile = cross_gram(kernel, circle, circle[:1])[:, 0]
-    series = np.abs(np.real(np.fft.rfft(profile))) / _FOURIER_POINTS
-    # what is below the rounding of the values is rounding; its frequencies must not count to the fourth power
-    noise = 64.0 * float(np.finfo(np.float64).eps) * profile[0]
-    last = int(np.max(np.flatnonzero(series > noise), initial=0))
-    bends = np.arange(last + 1) ** 4.0 * series[: last + 1]
-    if last > _FOURIER_POINTS // 2 or bends[-1] > _ROUGH * np.sum(bends):
+    series = profile_series(kernel, 4, radius, constant)
+    if series is None:
         raise ValueError(
             "functions of this kernel have no bounded second derivatives on the sphere (a ReLU kernel has none); use "
             "whole_circle, or PointSets with what they certify"
         )
+    bend = float(np.sqrt(np.sum(np.arange(len(series)) ** 4.0 * np.abs(series)))) * (1.0 + 1e-6)
     corners = radius * np.eye(3)
     faces = np.stack([corners * (1 - 2 * np.array(signs))[:, None] for signs in np.ndindex(2, 2, 2)])
     triangles = np.concatenate([faces, np.full((8, 3, 1), constant)], axis=2)
-    return SurfaceSets(jnp.asarray(triangles), target, target_bend, float(np.sqrt(np.sum(bends))) * 1.001, True)
+    return SurfaceSets(jnp.asarray(triangles), target, target_bend, bend, True)
 
 
 def rectangle(

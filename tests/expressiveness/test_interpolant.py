@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
-from ntk_robust.attacks import L2Ball, LinfBall, SphereSlice
+from ntk_robust.attacks import Box, L2Ball, LinfBall, SphereSlice
 from ntk_robust.data import binary_task, circle_points, load_dataset, subset
-from ntk_robust.expressiveness import ArcSets, AttackedSets, compatibility, robust_interpolant
+from ntk_robust.expressiveness import ArcSets, AttackedSets, compatibility, norm_curve, robust_interpolant
 from ntk_robust.kernels import AbstractKernel, analytic_ntk
 from ntk_robust.models import FullyConnected, PairedTwoLayerNet, Relu
 
@@ -88,3 +88,29 @@ def test_caps_of_a_slice_meet_where_their_angles_do():
     found = compatibility(xs, ys, SphereSlice(0.1))
     np.testing.assert_allclose(found.largest_epsilon, 2 * radius * np.sin(np.pi / 8))
     assert not compatibility(xs, ys, SphereSlice(1.01 * found.largest_epsilon)).compatible
+
+
+@pytest.mark.slow
+def test_norms_grow_along_a_curve_and_its_certificates_hold_where_they_close():
+    digits = subset(binary_task(load_dataset("digits"), (3, 8)), 12, 2, key=jr.key(0))
+    xs, ys = digits.x_train.astype(jnp.float64), digits.y_train.astype(jnp.float64)
+    kernel = analytic_ntk(FullyConnected(64, 8, 1, "scalar"))
+    sets = [AttackedSets(xs, ys, LinfBall(epsilon, Box(0.0, 1.0))) for epsilon in (0.0, 0.005, 0.1)]
+    curve = norm_curve(kernel, sets, max_rounds=4)
+    lower = [found.norm_lower for found in curve]
+    assert lower == sorted(lower)
+    assert all(found.norm_lower <= found.norm_attained * (1 + 1e-9) <= found.norm_upper for found in curve)
+    assert curve[1].norm_upper < 1.3 * curve[1].norm_lower
+    # every corner of the set keeps the margin that the certificate promises
+    found = curve[1]
+    corners = xs[:, None] + 0.005 * jr.rademacher(jr.key(1), (len(xs), 40, 64), float)
+    corners = jnp.clip(corners, 0.0, 1.0).reshape(-1, 64)
+    values = np.asarray(kernel.gram(corners, found.points) @ found.coefficients).reshape(len(xs), 40)
+    margins = np.min(values * np.asarray(ys)[:, None])
+    assert np.sqrt(found.function.inner_products[0, 0]) / margins <= found.norm_upper * (1 + 1e-6)
+
+
+def test_sets_of_other_data_make_no_curve():
+    xs, ys = circle_points(2)
+    with pytest.raises(ValueError, match="different targets"):
+        norm_curve(Linear(), [ArcSets(xs, SphereSlice(0.1), ys), ArcSets(xs, SphereSlice(0.2), -ys)])

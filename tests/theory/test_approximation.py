@@ -71,6 +71,7 @@ def test_the_kernel_agrees_with_a_monte_carlo_mean(name):
     assert np.all(np.abs(found - samples.mean(axis=0)) < 5 * error)
 
 
+@pytest.mark.slow
 def test_the_bounds_of_the_third_derivatives_are_attained_on_a_grid():
     points = jnp.linspace(-6, 6, 4001)
     for bending in features._BENDINGS.values():
@@ -78,13 +79,14 @@ def test_the_bounds_of_the_third_derivatives_are_attained_on_a_grid():
         assert bending.third * 0.999 <= float(jnp.max(jnp.abs(third))) <= bending.third * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_the_errors_of_networks_agree_with_numpy(key):
     bending = features._BENDINGS["tanh"]
     centers, coefficients = features._centers()
     grid = features._circle(features._GRID_ANGLES)
     values = features.kernel(bending, grid, centers, 0.25) @ coefficients
     target = features.Target(jnp.asarray(centers), jnp.asarray(coefficients), jnp.asarray(values))
-    nets = features.networks(PairedTwoLayerNet(3, 8, Tanh()), jr.split(key, 2), target, "sampled", True)
+    nets = features.networks(PairedTwoLayerNet(3, 8, Tanh()), jr.split(key, 2), target, features._VARIANTS["sampled"])
     found = features.approximant_errors(nets, target)
     for index in range(2):
         weights, signs = np.asarray(nets.start.plus[index]), np.asarray(nets.params.signs[index])

@@ -22,7 +22,7 @@ def problem() -> CircleProblem:
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return make_case(2, 64, Tanh(), 0.4, 0.01, key=jr.key(0))
+    return make_case(2, 64, Tanh(), (0.4, 33), 0.01, key=jr.key(0))
 
 
 def slow_outputs(problem: CircleProblem, params, angles: np.ndarray) -> np.ndarray:
@@ -114,6 +114,7 @@ def test_the_case_has_exactly_the_required_width_and_enough_steps(case):
     assert jnp.all(jnp.abs(case.problem.params.signs) == 1)
 
 
+@pytest.mark.slow
 def test_an_attack_on_an_arc_takes_the_point_that_its_name_says():
     xs, _ = circle_points(2)
     arcs, center = SphereSlice(0.4), xs[0]

@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from ntk_robust.theory.checks.gao2019_nearest_neighbor_network import memorizer_radii, nearest_neighbor_network
+from ntk_robust.theory.checks.gao2019_nearest_neighbor_network import (
+    memorizer_network,
+    memorizer_radii,
+    nearest_neighbor_network,
+)
 
 
 def nearest_label(xs: np.ndarray, labels: np.ndarray, point: np.ndarray) -> int:
@@ -35,6 +39,10 @@ def test_the_memorizer_changes_its_sign_at_the_stated_radius():
     def memorizer(points: np.ndarray) -> np.ndarray:
         return np.interp(points @ unit, (xs @ unit)[order], labels[order])
 
+    network = memorizer_network(xs, labels, direction)
+    np.testing.assert_allclose(network(xs.astype(float)), labels, atol=1e-9)
+    inside = rng.uniform(np.min(xs @ unit), np.max(xs @ unit), 200)[:, None] * unit
+    np.testing.assert_allclose(network(inside), memorizer(inside), atol=1e-9)
     for x, label, radius in zip(xs, labels, radii, strict=True):
         along = x + np.linspace(-1, 1, 2001)[:, None] * radius * unit
         assert np.all(memorizer(along[1:-1]) * label > 0)
