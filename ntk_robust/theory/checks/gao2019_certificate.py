@@ -1,6 +1,7 @@
 """The a-posteriori certificate of adversarial training on a deep ReLU network: every term is computed."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.random as jr
@@ -30,11 +31,11 @@ _RESOLUTION = {"quick": 1e-8, "full": 1e-3}
 def _run(size: Size, key: Key[Array, ""]) -> Report:
     setting_key, run_key, comparator_key = jr.split(key, 3)
     settings = _settings(size, setting_key)
-    runs = [
+    runs = (  # one at a time: each holds the weights and gradients of all steps
         (f"{name}, H={setting.net.num_hidden_layers}", setting, record_run(setting, attack, key=run_key))
         for setting in settings
         for name, attack in adversaries(size).items()
-    ]
+    )
     return _report(runs, _RESOLUTION[size], comparator_key, ())
 
 
@@ -110,11 +111,13 @@ def certify(setting: Setting, run: Trajectory, comparator: Float[np.ndarray, " w
 
 
 def _report(
-    runs: list[tuple[str, Setting, Trajectory]], resolution: float, key: Key[Array, ""], notes: tuple[str, ...]
+    runs: Iterable[tuple[str, Setting, Trajectory]], resolution: float, key: Key[Array, ""], notes: tuple[str, ...]
 ) -> Report:
-    conclusions, rows = [], []
+    conclusions, rows, figures = [], [], []
     outside = 0
     for name, setting, run in runs:
+        if not figures:
+            figures.append(_figure(name, setting, run))
         weights = flat_weights(run.params.hidden)
         outside += np.sum(_layer_distances(setting, weights) > setting.radius * (1 + 1e-12))
         random, ahead = np.asarray(jr.normal(key, (weights.shape[1],))), weights[-1] - weights[0]
@@ -155,7 +158,7 @@ def _report(
         hypotheses=(exact_claim("weights outside B(R), comparators included", outside, "==", 0),),
         conclusions=tuple(conclusions),
         tables=(Table("certificate", "The certificate and its terms, in units of the loss", columns, rows, caption),),
-        figures=(_figure(*runs[0]),),
+        figures=tuple(figures),
         notes=(
             *notes,
             "ℓ_t(U) ≤ L_*(U), so the bound holds with the robust loss of U in place of the mean of ℓ_t(U).",

@@ -44,8 +44,8 @@ class Case(NamedTuple):
 _CASES = {
     "quick": {"softplus": Case(Softplus(), 2, 512, ("oracle", "weakest"))},
     "full": {
-        "softplus": Case(Softplus(), 4, 16_384, ("oracle", "weakest", "random", "switching")),
-        "tanh": Case(Tanh(), 2, 16_384, ("oracle", "weakest", "random", "switching")),
+        "softplus": Case(Softplus(), 4, 2048, ("oracle", "weakest", "random", "switching")),
+        "tanh": Case(Tanh(), 2, 2048, ("oracle", "weakest", "random", "switching")),
     },
 }
 

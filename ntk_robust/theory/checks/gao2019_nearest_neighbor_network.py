@@ -43,7 +43,12 @@ def _report(size: Size, key: Key[Array, ""], share: float, notes: tuple[str, ...
     attacked = xs + (delta / distances)[:, None] * (rivals - xs)
     outputs = labels * net(attacked)
     error = net.rounding(attacked)
-    radii = memorizer_radii(xs, labels, np.asarray(jr.normal(direction_key, (xs.shape[1],))))
+    direction = np.asarray(jr.normal(direction_key, (xs.shape[1],)))
+    radii = memorizer_radii(xs, labels, direction)
+    memorizer = memorizer_network(xs, labels, direction)
+    # beyond its radius, along the direction that is all it sees
+    past = (np.minimum(radii * (1 + 1e-6), delta))[:, None] * (direction / np.linalg.norm(direction))
+    broken = np.minimum(labels * memorizer(xs + past), labels * memorizer(xs - past)) < 0
     num, dim = xs.shape
     conclusions = (
         exact_claim("points on which the network has its label", np.sum(labels * net(xs.astype(float)) > 0), "==", num),
@@ -59,8 +64,11 @@ def _report(size: Size, key: Key[Array, ""], share: float, notes: tuple[str, ...
         ),
         exact_claim("smallest margin at δ towards the nearest rival is positive", np.min(outputs) - error, ">=", 0),
         exact_claim("weights and biases that are not zero", net.num_parameters, "<=", num * (dim + 1) + 6 * num),
-        exact_claim("points that the memorizer interpolates", np.sum(radii > 0), "==", num),
+        exact_claim(
+            "points that the memorizer interpolates", np.sum(labels * memorizer(xs.astype(float)) > 0.5), "==", num
+        ),
         exact_claim("points on which the memorizer is robust at δ", np.sum(radii >= delta), "<=", num // 100),
+        exact_claim("points that its attack leaves right at δ", num - np.sum(broken), "==", np.sum(radii >= delta)),
     )
     rows = [
         (
@@ -159,6 +167,25 @@ def _block_diagonal(blocks: list[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray,
     first, second = blocks
     upper = np.hstack([first, np.zeros((first.shape[0], second.shape[1]))])
     return np.vstack([upper, np.hstack([np.zeros((second.shape[0], first.shape[1])), second])])
+
+
+def memorizer_network(
+    xs: Int[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], direction: Float[np.ndarray, " d"]
+) -> Network:
+    r"""The memorizer of Zhang et al.: $\sum_j w_j \max(u · x - b_j, 0)$ through all labels, with $2n + d$ parameters.
+
+    On the line it is the spline through the labels, from 0 far before the first point on; its kinks are all points but
+    the last. A first unit holds u·x, shifted to be positive.
+    """
+    unit = direction / np.linalg.norm(direction)
+    order = np.argsort(xs @ unit)
+    places, values = (xs @ unit)[order], labels[order].astype(float)
+    before = places[0] - 10.0 * np.ptp(places)
+    kinks = np.concatenate([[before], places[:-1]])
+    slopes = np.diff(np.concatenate([[0.0], values])) / (places - kinks)
+    shift = 10.0 * (np.max(np.abs(places)) + np.ptp(places))
+    weights = (unit[None], np.ones((len(xs), 1)), np.diff(slopes, prepend=0.0)[None])
+    return Network(weights, (np.array([shift]), -(kinks + shift), np.zeros(1)))
 
 
 def memorizer_radii(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.expressiveness import ErrorCurve, PointSets, TangentKernel, error_curve
+from ntk_robust.kernels import AbstractKernel, analytic_ntk
 from ntk_robust.losses import Absolute
 from ntk_robust.models import AbstractActivation, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
@@ -44,8 +45,8 @@ class Case(NamedTuple):
 _CASES = {
     "quick": {"softplus": Case(Softplus(), 2, 1024, (1.0, 2.0), 400)},
     "full": {
-        "softplus": Case(Softplus(), 4, 16_384, (1.0, 2.0, 4.0, 8.0), 1500),
-        "tanh": Case(Tanh(), 2, 16_384, (0.5, 1.0, 2.0), 1500),
+        "softplus": Case(Softplus(), 4, 8192, (1.0, 2.0, 4.0, 8.0), 800),
+        "tanh": Case(Tanh(), 2, 8192, (0.5, 1.0, 2.0), 800),
     },
 }
 
@@ -64,7 +65,8 @@ def _report(size: Size, key: Key[Array, ""], stretch: float, notes: tuple[str, .
     for name, case in _CASES[size].items():
         init_key, run_key = jr.split(key)
         problem = make_problem(case.num_train, case.width, case.activation, _HALF_ANGLE, key=init_key)
-        curve = linearized_optimum(problem, case.radii)
+        curve = linearized_optimum(problem, TangentKernel(problem.net, problem.params), case.radii)
+        infinite = linearized_optimum(problem, analytic_ntk(problem.net), case.radii)
         runs = [
             losses_on_arcs(
                 problem,
@@ -76,12 +78,16 @@ def _report(size: Size, key: Key[Array, ""], stretch: float, notes: tuple[str, .
             )
             for radius in case.radii
         ]
-        for fit, run in zip(curve.fits, runs, strict=True):
+        for fit, limit, run in zip(curve.fits, infinite.fits, runs, strict=True):
             explicit = _displaced_loss(problem, fit.points, fit.coefficients)
             claims, row = _sandwich(f"{name}, R = {fit.radius:g}", case, fit, run, explicit)
             conclusions += claims
-            rows.append((name, case.num_train, case.width, fit.radius, *row))
-        figures.append(_figure(name, case, curve, runs))
+            gap = limit.error_upper - limit.error_lower
+            conclusions.append(
+                Claim(f"duality gap, infinitely wide, {name}, R = {fit.radius:g}", gap, "<=", 1e-3, 1e-9, _RESOLUTION)
+            )
+            rows.append((name, case.num_train, case.width, fit.radius, *row, limit.error_lower, limit.error_upper))
+        figures.append(_figure(name, case, (curve, infinite), runs))
     columns = (
         *(
             "activation",
@@ -94,17 +100,16 @@ def _report(size: Size, key: Key[Array, ""], stretch: float, notes: tuple[str, .
             "L_*(W_0 + V)",
             "smallest L_* in training",
         ),
-        "allowed by the regret",
+        *("allowed by the regret", "infinitely wide, dual", "infinitely wide, primal"),
     )
     table = Table("optimal_robust_loss", "The smallest robust loss in B(R), from both sides", columns, rows)
     return Report((), tuple(conclusions), (table,), tuple(figures), notes)
 
 
-def linearized_optimum(problem: CircleProblem, radii: tuple[float, ...]) -> ErrorCurve:
-    """L^lin(R) of the network's own features on the grids, from both sides."""
+def linearized_optimum(problem: CircleProblem, kernel: AbstractKernel, radii: tuple[float, ...]) -> ErrorCurve:
+    """L^lin(R) of a kernel on the grids, from both sides."""
     grids = arc_grids(problem.xs, problem.arcs, _GRID)
     targets = np.repeat(np.asarray(problem.ys)[:, None], _GRID, axis=1)
-    kernel = TangentKernel(problem.net, problem.params)
     return error_curve(kernel, PointSets(grids, targets), list(radii), relative_gap=1e-4)
 
 
@@ -145,7 +150,8 @@ def _sandwich(name: str, case: Case, fit, run: ArcRun, explicit: float) -> tuple
     return claims, (fit.error_lower, fit.error_upper, remainder, explicit, smallest, upper + regret)
 
 
-def _figure(name: str, case: Case, curve: ErrorCurve, runs: list[ArcRun]) -> Figure:
+def _figure(name: str, case: Case, curves: tuple[ErrorCurve, ErrorCurve], runs: list[ArcRun]) -> Figure:
+    curve, infinite = curves
     radii = np.linspace(case.radii[0], case.radii[-1], 60)
     remainder = Absolute().lipschitz * case.activation.smoothness * radii**2 / (2 * math.sqrt(case.width))
     lower = [max(0.0, curve.lower(radius) - bend) for radius, bend in zip(radii, remainder, strict=True)]
@@ -158,6 +164,7 @@ def _figure(name: str, case: Case, curve: ErrorCurve, runs: list[ArcRun]) -> Fig
         series=(
             Series("lower bound by duality", radii.tolist(), lower, style="dashed"),
             Series("upper bound", radii.tolist(), upper, style="dashed"),
+            Series("L^lin, infinitely wide", radii.tolist(), [infinite.lower(radius) for radius in radii]),
             Series(
                 "smallest in training",
                 list(case.radii),

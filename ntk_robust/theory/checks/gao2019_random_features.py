@@ -1,8 +1,7 @@
 """A function of the RKHS as an explicit network near initialization: norm, linearization error, sup-norm error."""
 
-import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ class Variant(NamedTuple):
         norm_squared: $\|W - W_0\|^2$ over $\|h\|^2$, in the limit.
     """
 
-    draw: str
+    draw: Literal["sampled", "orthogonal", "leverage"]
     paired: bool
     norm_squared: float
 
@@ -106,22 +105,15 @@ def _control(size: Size, key: Key[Array, ""]) -> Report:
     return _report(("softplus",), ("sampled",), size, key, alike=True, notes=(note,))
 
 
-@functools.partial(jax.jit, static_argnames=("net", "draw", "paired"))
-def networks(
-    net: PairedTwoLayerNet, keys: Key[Array, " seeds"], target: Target, draw: str, paired: bool
-) -> FeatureNetwork:
-    """One network of `expressiveness` for each key."""
-    return jax.lax.map(
-        lambda key: random_feature_network(
-            net,
-            target.centers,
-            target.coefficients,
-            key=key,
-            draw=draw,  # pyright: ignore[reportArgumentType]
-            paired=paired,
-        ),
-        keys,
-    )
+def networks(net: PairedTwoLayerNet, keys: Key[Array, " seeds"], target: Target, variant: Variant) -> FeatureNetwork:
+    """One network of `expressiveness` for each key; not compiled, which would take longer than the numbers."""
+    found = [
+        random_feature_network(
+            net, target.centers, target.coefficients, key=key, draw=variant.draw, paired=variant.paired
+        )
+        for key in keys
+    ]
+    return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *found)
 
 
 @jax.jit
@@ -253,7 +245,7 @@ def _measure(
     """One column for each width."""
     columns = []
     for width in widths:
-        found = networks(PairedTwoLayerNet(3, width, activation), keys, target, variant.draw, variant.paired)
+        found = networks(PairedTwoLayerNet(3, width, activation), keys, target, variant)
         if alike:
             params = PairedParams(found.params.plus, found.params.plus, found.params.signs)
             found = FeatureNetwork(found.net, found.start, params, found.importance)

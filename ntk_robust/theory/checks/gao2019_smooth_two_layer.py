@@ -27,7 +27,7 @@ from ntk_robust.theory.checks._circle import (
 )
 from ntk_robust.training import Step
 
-_ORACLE_POINTS = 33
+# the maximizer on a grid of the arcs, its opposite, a random point, and one of them by turns
 _ATTACKS = ("oracle", "weakest", "random", "switching")
 _RESOLUTION = 1e-9
 
@@ -41,6 +41,7 @@ class Case(NamedTuple):
         epsilon: ε = 2 G C_2 R²/√m, the accuracy for which m is the required width.
         step_size: α.
         num_steps: T = ⌈2R²/(αε)⌉.
+        oracle_points: Points of the grid of each arc that the attacks see.
     """
 
     problem: CircleProblem
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     epsilon: float
     step_size: float
     num_steps: int
+    oracle_points: int
 
 
 class Watched(NamedTuple):
@@ -105,7 +107,10 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
         (
             name,
             case,
-            {attack: train(case, adversary, case.step_size, run_key) for attack, adversary in _attacks().items()},
+            {
+                attack: train(case, adversary, case.step_size, run_key)
+                for attack, adversary in arc_attacks(case.oracle_points, _ATTACKS).items()
+            },
         )
         for name, case in _cases(size, case_key).items()
     ]
@@ -115,7 +120,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
 def _control(size: Size, key: Key[Array, ""]) -> Report:
     case_key, run_key = jr.split(key)
     name, case = next(iter(_cases(size, case_key).items()))
-    run = train(case, _attacks()["oracle"], -case.step_size, run_key)
+    run = train(case, arc_attacks(case.oracle_points, ("oracle",))["oracle"], -case.step_size, run_key)
     note = "Broken on purpose: steps along the gradient instead of against it."
     return _report([(name, case, {"oracle": run})], (note,))
 
@@ -124,30 +129,36 @@ def _cases(size: Size, key: Key[Array, ""]) -> dict[str, Case]:
     softplus_key, tanh_key = jr.split(key)
     if size == "quick":
         return {
-            "softplus": make_case(2, 512, Softplus(), 0.5, 0.01, key=softplus_key),
-            "tanh": make_case(2, 1024, Tanh(), 0.5, 0.01, key=tanh_key),
+            "softplus": make_case(2, 512, Softplus(), (0.5, 33), 0.01, key=softplus_key),
+            "tanh": make_case(2, 1024, Tanh(), (0.5, 33), 0.01, key=tanh_key),
         }
     return {
-        "softplus": make_case(4, 24_000, Softplus(), 0.15, 0.03, key=softplus_key),
-        "tanh": make_case(4, 24_000, Tanh(), 0.15, 0.03, key=tanh_key),
+        "softplus": make_case(4, 24_000, Softplus(), (0.15, 17), 0.03, key=softplus_key),
+        "tanh": make_case(4, 24_000, Tanh(), (0.15, 17), 0.03, key=tanh_key),
     }
 
 
 def make_case(
-    num_train: int, width: int, activation: AbstractActivation, half_angle: float, ridge: float, *, key: Key[Array, ""]
+    num_train: int,
+    width: int,
+    activation: AbstractActivation,
+    arcs: tuple[float, int],
+    ridge: float,
+    *,
+    key: Key[Array, ""],
 ) -> Case:
-    """The problem of `num_train` points, U from a ridge regression, and the constants of the theorem for them."""
+    """The problem of `num_train` points, U from a ridge regression, and the constants of the theorem for them.
+
+    `arcs` are their half angle and the points of each that the attacks see.
+    """
+    half_angle, oracle_points = arcs
     problem = make_problem(num_train, width, activation, half_angle, key=key)
     comparator = kernel_fit(problem, ridge)
     lipschitz = Absolute().lipschitz
     epsilon = 2 * lipschitz * activation.smoothness * comparator.radius**2 / math.sqrt(width)
     step_size = epsilon / (lipschitz * activation.lipschitz) ** 2
-    return Case(problem, comparator, epsilon, step_size, math.ceil(2 * comparator.radius**2 / (step_size * epsilon)))
-
-
-def _attacks() -> dict[str, ArcAttack]:
-    """The exact maximizer on the arcs (of a grid), its opposite, a random point, and one of them by turns."""
-    return arc_attacks(_ORACLE_POINTS, _ATTACKS)
+    num_steps = math.ceil(2 * comparator.radius**2 / (step_size * epsilon))
+    return Case(problem, comparator, epsilon, step_size, num_steps, oracle_points)
 
 
 def train(case: Case, attack: ArcAttack, step_size: float, key: Key[Array, ""]) -> Watched:
@@ -267,7 +278,7 @@ def _row(case: Case, run: Watched) -> tuple[float | int, ...]:
         *(len(case.problem.xs), case.problem.net.width, radius, case.comparator.robust_loss_upper),
         *(case.epsilon, case.step_size, case.num_steps, hit, case.num_steps / max(hit, 1)),
         *(float(np.min(run.surrogate_loss)), float(np.max(run.displacement)) / radius),
-        grid_gap(case.problem, case.comparator.params, _ORACLE_POINTS),
+        grid_gap(case.problem, case.comparator.params, case.oracle_points),
     )
 
 

@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -135,9 +134,7 @@ def make_chain(num_train: int, width: int, *, key: Key[Array, ""]) -> Chain:
     separation = compatibility(problem.xs, problem.ys, problem.arcs)
     sets = ArcSets(problem.xs, problem.arcs, problem.ys)
     found = robust_interpolant(analytic_ntk(problem.net), sets, tolerance=_TOLERANCE, relative_gap=0.02)
-    explicit = eqx.filter_jit(random_feature_network)(
-        problem.net, found.points, found.coefficients, key=key, draw="sampled"
-    )
+    explicit = random_feature_network(problem.net, found.points, found.coefficients, key=key, draw="sampled")
     problem = problem._replace(params=explicit.start)
     radius, (_, upper) = float(explicit.displacement()), robust_loss(problem, explicit.params)
     allowed = 2 * Absolute().lipschitz * Softplus().smoothness * radius**2 / math.sqrt(width)
