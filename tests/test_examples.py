@@ -24,6 +24,7 @@ def code_of(page: Path) -> str:
         "docs/training.md",
         "docs/attacks.md",
         "docs/certificates.md",
+        "docs/constructions.md",
         "docs/empirical_kernels.md",
         "docs/expressiveness.md",
     ],

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import ArrayLike
 
 from ntk_robust.certify._network import (
     AbstractLinear,
@@ -31,6 +31,7 @@ from ntk_robust.certify._network import (
     graph_of,
 )
 from ntk_robust.certify._shapes import kink_slopes
+from ntk_robust.certify._structured import PerBlock, PerCoordinate
 
 _MAX_PIECES = 1_000_000
 
@@ -222,9 +223,11 @@ def _slopes(activation: Any, number: Callable[[Any], np.ndarray]) -> tuple[Any, 
     return below, above
 
 
-def _matrix(layer: AbstractLinear, shape: tuple[int, ...], graph: Graph) -> tuple[Array, Array]:
+def _matrix(layer: AbstractLinear, shape: tuple[int, ...], graph: Graph) -> tuple[ArrayLike, ArrayLike]:
     """Weights and offset of a linear layer on flattened values."""
     size = int(np.prod(shape))
+    if isinstance(layer, PerCoordinate | PerBlock):
+        return layer.matrix(), np.asarray(layer.offset()).ravel()
     zero = layer(jnp.zeros(shape, graph.dtype))
     if isinstance(layer, Affine):
         return layer.weight, zero

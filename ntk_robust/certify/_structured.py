@@ -5,6 +5,7 @@ entries, of which 2 d n are used: 3.1 GB against 4 MB for n = 256 and d = 784 in
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust.certify._network import AbstractLinear
@@ -33,6 +34,13 @@ class PerCoordinate(AbstractLinear):
         """$o$."""
         return self.shift
 
+    def matrix(self) -> np.ndarray:
+        """$M$ on the host, from inputs to outputs in the order of their ravelling."""
+        size, dim = self.scale.size, self.scale.shape[2]
+        found = np.zeros((size, dim))
+        found[np.arange(size), np.arange(size) % dim] = np.asarray(self.scale).ravel()
+        return found
+
     def num_terms(self) -> int:
         """The neurons of one coordinate, which the transpose adds up."""
         return self.scale.shape[0] * self.scale.shape[1]
@@ -60,6 +68,13 @@ class PerBlock(AbstractLinear):
     def offset(self) -> Float[Array, "..."] | None:
         """$c$."""
         return self.bias
+
+    def matrix(self) -> np.ndarray:
+        """$M$ on the host, from inputs in the order of their ravelling to outputs."""
+        blocks = len(self.weight)
+        found = np.zeros((blocks, blocks, self.weight.size // blocks))
+        found[np.arange(blocks), np.arange(blocks)] = np.asarray(self.weight).reshape(blocks, -1)
+        return found.reshape(blocks, -1)
 
     def num_terms(self) -> int:
         """Entries of one block."""

@@ -16,7 +16,8 @@ from numpy.polynomial import Polynomial
 
 from ntk_robust.certify import Network, pieces_on_segment
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+# Exact up to degree 5, and squares of quadratics have 4.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +93,9 @@ def robust_risk(function: Breakpoints, target: Polynomial, *, epsilon: float) ->
             f"the function is known on [{function.points[0]}, {function.points[-1]}]; give [-epsilon, 1 + epsilon]"
         )
     highest, lowest = (function, function) if epsilon == 0.0 else window_extrema(function, epsilon)
-    points = _unique(np.concatenate([highest.points, lowest.points, [0.0, 1.0]]))
+    points = np.unique(np.concatenate([highest.points, lowest.points, [0.0, 1.0]]))
     points = points[(points >= 0.0) & (points <= 1.0)]
-    return float(np.sum(_worst_squares(points, highest, lowest, target)))
+    return float(np.sum(_worst_squares(points, highest(points), lowest(points), target)))
 
 
 def interpolation_bound(xs: Float[Array, " n"], ys: Float[Array, " n"], target: Polynomial, *, radius: float) -> float:
@@ -113,20 +114,17 @@ def interpolation_bound(xs: Float[Array, " n"], ys: Float[Array, " n"], target: 
         The bound, in squared output units.
     """
     centers, values = np.asarray(xs), np.asarray(ys)
-    points = _unique(np.concatenate([centers - radius, centers + radius, [0.0, 1.0]]))
+    points = np.unique(np.concatenate([centers - radius, centers + radius, [0.0, 1.0]]))
     points = points[(points >= 0.0) & (points <= 1.0)]
     middle = 0.5 * (points[1:] + points[:-1])
     order = np.argsort(centers)
-    first = np.searchsorted(centers[order], middle - radius)
-    last = np.searchsorted(centers[order], middle + radius)
-    total = 0.0
-    for left, right, start, end in zip(points[:-1], points[1:], first, last, strict=True):
-        if start < end:
-            active = values[order][start:end]
-            ends = np.array([left, right])
-            high, low = (Breakpoints(ends, np.full(2, value)) for value in (np.max(active), np.min(active)))
-            total += float(np.sum(_worst_squares(ends, high, low, target)))
-    return total
+    start = np.searchsorted(centers[order], middle - radius)
+    end = np.searchsorted(centers[order], middle + radius)
+    reached = start < end
+    high = _range_maximum(values[order], start, end)
+    low = -_range_maximum(-values[order], start, end)
+    squares = _between(points[:-1], points[1:], (high, high), (low, low), target)
+    return float(np.sum(squares[reached]))
 
 
 def union_volume(radius: float, overhang: float, input_dim: int) -> float:
@@ -144,7 +142,7 @@ def union_volume(radius: float, overhang: float, input_dim: int) -> float:
 def _window_maximum(function: Breakpoints, epsilon: float, first: float, last: float) -> Breakpoints:
     """Upper envelope of both ends of the window and of the breakpoints inside."""
     inner = function.points
-    cuts = _unique(np.concatenate([inner - epsilon, inner + epsilon, [first, last]]))
+    cuts = np.unique(np.concatenate([inner - epsilon, inner + epsilon, [first, last]]))
     cuts = cuts[(cuts >= first) & (cuts <= last)]
     left, right = cuts[:-1], cuts[1:]
     middle = 0.5 * (left + right)
@@ -188,16 +186,30 @@ def _range_maximum(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> np
     return found
 
 
-def _worst_squares(points: np.ndarray, highest: Breakpoints, lowest: Breakpoints, target: Polynomial) -> np.ndarray:
-    """Integrals of max((h - f)^2, (l - f)^2) over the pieces, split where both are equal: h + l = 2 f."""
-    left, right = points[:-1], points[1:]
+def _worst_squares(points: np.ndarray, highest: np.ndarray, lowest: np.ndarray, target: Polynomial) -> np.ndarray:
+    """Integrals of max((h - f)^2, (l - f)^2) between points, h and l linear there."""
+    ends = ((highest[:-1], highest[1:]), (lowest[:-1], lowest[1:]))
+    return _between(points[:-1], points[1:], *ends, target)
+
+
+def _between(
+    left: np.ndarray,
+    right: np.ndarray,
+    highest: tuple[np.ndarray, np.ndarray],
+    lowest: tuple[np.ndarray, np.ndarray],
+    target: Polynomial,
+) -> np.ndarray:
+    """The same on pieces of their own, split where both errors are equal: h + l = 2 f."""
     width = right - left
 
-    def both(x: np.ndarray) -> np.ndarray:
-        return highest(x) + lowest(x) - 2.0 * target(x)
+    def at(ends: tuple[np.ndarray, np.ndarray], share: np.ndarray | float) -> np.ndarray:
+        return ends[0] * (1.0 - share) + ends[1] * share
+
+    def both(share: float) -> np.ndarray:
+        return at(highest, share) + at(lowest, share) - 2.0 * target(left + share * width)
 
     # a quadratic in t on each piece from three values
-    at_left, at_middle, at_right = both(left), both(0.5 * (left + right)), both(right)
+    at_left, at_middle, at_right = both(0.0), both(0.5), both(1.0)
     a = 2.0 * (at_left + at_right - 2.0 * at_middle)
     b = at_right - at_left - a
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -209,12 +221,8 @@ def _worst_squares(points: np.ndarray, highest: Breakpoints, lowest: Breakpoints
     total = np.zeros(len(left))
     for low, high in itertools.pairwise(edges):
         for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-            x = left + width * (0.5 * (low + high) + 0.5 * (high - low) * node)
-            f = target(x)
-            worst = np.maximum(np.square(highest(x) - f), np.square(lowest(x) - f))
+            share = 0.5 * (low + high) + 0.5 * (high - low) * node
+            f = target(left + width * share)
+            worst = np.maximum(np.square(at(highest, share) - f), np.square(at(lowest, share) - f))
             total += 0.5 * weight * (high - low) * width * worst
     return total
-
-
-def _unique(points: np.ndarray) -> np.ndarray:
-    return np.unique(points)

@@ -214,6 +214,7 @@ def test_structured_layers_are_dense_matrices_with_zeros():
         size = int(np.prod(shape))
         matrix = np.stack([np.ravel(layer.linear(row.reshape(shape))) for row in jnp.eye(size)], axis=1)
         assert np.count_nonzero(matrix) == 24
+        np.testing.assert_array_equal(layer.matrix(), matrix)
         h = rng.normal(size=shape)
         np.testing.assert_allclose(np.ravel(layer.absolute(jnp.asarray(np.abs(h)))), np.abs(matrix) @ np.abs(h).ravel())
         rows = rng.normal(size=(2, matrix.shape[0]))
