@@ -136,9 +136,10 @@ class _Landscape(NamedTuple):
         starts = epsilon * (raw / np.linalg.norm(raw, axis=1, keepdims=True))[:, :dim]
         found = _search(problem, array(starts), jnp.asarray(sizes.num_steps))
         ends, end_losses, residuals = (np.asarray(part, float) for part in found)
-        # Where an ascent has not arrived it is nobody's limit; the one that is nearest to one always counts.
-        arrived = residuals <= max(_ARRIVED, residuals.min())
-        limits, basins = _clustered(ends[arrived], end_losses[arrived], epsilon)
+        # An ascent that has not arrived has no limit yet; where none has, the one nearest to it stands for the best.
+        arrived = residuals <= _ARRIVED
+        shown = arrived | (residuals == residuals.min())
+        limits, basins = _clustered(ends[shown], end_losses[shown], epsilon)
         best = limits[0]
         other = limits[1] if len(limits) > 1 else rng.normal(size=dim)
         first = best / np.linalg.norm(best)
@@ -164,7 +165,7 @@ class _Landscape(NamedTuple):
             scale,
             curvature_statistics(problem.net, problem.x, problem.epsilon),
             float(arrived.mean()),
-            len(limits),
+            len(limits) if arrived.any() else 0,
             basins,
             certificate,
             axes,
@@ -282,7 +283,7 @@ def _write_up(data: Dataset, sizes: _Size, landscapes: list[_Landscape]) -> Stud
         title="Landscapes of the inner maximization at several input scales",
         text=(
             f"One tanh network of width {sizes.width} at initialization and one image of {data.name} at norm s√d, with "
-            f"an l2 ball of {_RATIO:g} of its norm. Distinct limits of ascents from {sizes.num_starts} starts: "
+            f"an l2 ball of {_RATIO:g} of its norm. Distinct limits of ascents that arrived, of {sizes.num_starts}: "
             f"{counts}. At small scales the loss over the ball is almost a function of one direction, and at "
             "large ones it has hills of its own."
         ),

@@ -31,8 +31,9 @@ _CASES = {
 }
 _STARTS = {"quick": 40, "full": 200}
 _STEPS = 2000
-# r_0 in units of ε|g|: both signs of the residual occur in the ball; in the control's all starts are below the top.
-_OFFSET, _OFFSET_BELOW = 0.2, 5.0
+# r_0 in units of ε|g|/√d: both signs of the residual are frequent in the ball; in the control's all starts are below
+# the top.
+_OFFSET, _OFFSET_BELOW = 0.5, 20.0
 
 
 def _run(size: Size, key: Key[Array, ""]) -> Report:
@@ -64,7 +65,8 @@ def _report(
     hypotheses, conclusions, rows, series = [], [], [], []
     for name, start_problem in problems.items():
         bounds = bounds_of(start_problem)
-        problem = start_problem.aimed(bounds, _OFFSET if assumed else _OFFSET_BELOW)
+        offset = (_OFFSET if assumed else _OFFSET_BELOW) / len(start_problem.x) ** 0.5
+        problem = start_problem.aimed(bounds, offset)
         if assumed:
             hypotheses.append(
                 Claim(

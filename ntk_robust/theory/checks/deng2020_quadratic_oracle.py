@@ -33,9 +33,9 @@ _CASES = {
         Case(Monomial(2), 200, 2000, 1.0, 2.0),
     ),
 }
-_DRAWS = {"quick": 4, "full": 10}
-_STARTS = 60
-_STEPS = 20_000
+_DRAWS = {"quick": 3, "full": 10}
+_STARTS = 40
+_STEPS = 8000
 _TOLERANCE = 1e-4
 
 
@@ -85,7 +85,7 @@ def _report(size: Size, key: Key[Array, ""], *, curved: bool, notes: tuple[str, 
                 0.0,
                 1e-9,
                 _TOLERANCE,
-                f"at most four predicted ones; {_STEPS} steps of 2/Λ",
+                f"at most four predicted ones; {_STEPS} steps of 1/Λ_-",
             ),
         ]
         rows += [
@@ -145,7 +145,7 @@ def _explored(problem: Problem, rng: np.random.Generator, *, curved: bool) -> Ex
     gradient, center = hessian @ x, float(bounds.output)
     oracle = _oracles(jnp.asarray(gradient), jnp.asarray(hessian if curved else 0 * hessian), problem.epsilon)
     values, points = np.asarray(oracle.value), np.asarray(oracle.delta)
-    step = 2 / float(bounds.lipschitz(problem.target))
+    step = 1 / float(bounds.residual_upper(problem.target) * bounds.curvature)  # 1/Λ_- of item A3
     ends = limits(problem, starts_in_ball(problem, _STARTS, rng), step, _STEPS)
     outputs = ends.residuals + float(problem.target)
     rises = np.where(ends.residuals > 0, outputs - center, center - outputs)  # of ±f on the limit's own side
