@@ -21,6 +21,9 @@ STUDIES: dict[str, Callable[..., studies.Study]] = {
         studies.lazy_training,
         studies.perturbation_radius,
         studies.projection_radius,
+        studies.ascent_convergence,
+        studies.input_scale,
+        studies.landscape_slices,
     )
 }
 
