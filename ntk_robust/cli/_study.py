@@ -21,6 +21,7 @@ STUDIES: dict[str, Callable[..., studies.Study]] = {
         studies.lazy_training,
         studies.perturbation_radius,
         studies.projection_radius,
+        studies.robust_overfitting,
         studies.ascent_convergence,
         studies.input_scale,
         studies.landscape_slices,

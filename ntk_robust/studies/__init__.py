@@ -7,6 +7,7 @@ from ntk_robust.studies._landscape_slices import landscape_slices
 from ntk_robust.studies._lazy_training import lazy_training
 from ntk_robust.studies._perturbation_radius import perturbation_radius
 from ntk_robust.studies._projection_radius import projection_radius
+from ntk_robust.studies._robust_overfitting import robust_overfitting
 from ntk_robust.studies._study import Study
 from ntk_robust.studies._training_displacement import training_displacement
 
@@ -19,5 +20,6 @@ __all__ = [
     "lazy_training",
     "perturbation_radius",
     "projection_radius",
+    "robust_overfitting",
     "training_displacement",
 ]

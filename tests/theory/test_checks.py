@@ -34,6 +34,12 @@ SLOW = {
     "gao2019_two_epsilon",
     "gao2019_universality",
     "gao2019_weak_attack",
+    "shi2024_capacity",
+    "shi2024_clean_labels",
+    "shi2024_noisy_labels",
+    "shi2024_regression_rate",
+    "shi2024_robust_gap",
+    "shi2024_zero_training_error",
 }
 
 
