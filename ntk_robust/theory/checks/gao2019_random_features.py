@@ -107,13 +107,13 @@ def _control(size: Size, key: Key[Array, ""]) -> Report:
 
 def networks(net: PairedTwoLayerNet, keys: Key[Array, " seeds"], target: Target, variant: Variant) -> FeatureNetwork:
     """One network of `expressiveness` for each key; not compiled, which would take longer than the numbers."""
-    found = [
-        random_feature_network(
+
+    def network(key: Key[Array, ""]) -> FeatureNetwork:
+        return random_feature_network(
             net, target.centers, target.coefficients, key=key, draw=variant.draw, paired=variant.paired
         )
-        for key in keys
-    ]
-    return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *found)
+
+    return jax.vmap(network)(keys)
 
 
 @jax.jit
