@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md", ROOT / "docs" / "attacks.md"]
 PAGES += [ROOT / "docs" / "training.md", ROOT / "docs" / "studies.md"]
+PAGES += [ROOT / "docs" / "theory" / "shi2024.md"]
 STUDIED = ("mnist", "cifar10")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -314,6 +315,82 @@ def projection() -> str:
     return _study_table("projection_radius", columns)
 
 
+def shi2024_verdicts() -> str:
+    """One row for each check."""
+    return _verdicts("shi2024", "bench_checks_shi2024")
+
+
+def _verdicts(paper: str, results: str) -> str:
+    record = _results(results)
+    quick, full = (
+        {name: row for name, row in record.get(profile, {}).items() if name.startswith(paper)}
+        for profile in ("quick", "full")
+    )
+    columns = ["check", "claims", "verdict", "control", "CPU s", "full: claims", "verdict", "control", "CPU s"]
+    rows = []
+    for name, row in quick.items():
+        other = full.get(name)
+        cells = ["not run"] + [""] * 3 if other is None else _verdict_cells(other)
+        rows.append([f"`{name}`", *_verdict_cells(row), *cells])
+    total = sum(row["cpu_s"] for row in quick.values())
+    return _markdown(columns, rows) + f"\n\nQuick size in all, a process for each check: {total:.0f} CPU s."
+
+
+def _verdict_cells(row: dict) -> list[str]:
+    return [str(len(row["claims"])), row["verdict"], row["control_verdict"], f"{row['cpu_s']:.0f}"]
+
+
+def shi2024_claims() -> str:
+    """Claims in quick size; of those that differ only after the first comma, the tightest."""
+    return _claims("shi2024", "bench_checks_shi2024")
+
+
+def _claims(paper: str, results: str) -> str:
+    columns = ["check", "claim", "of", "verdict", "measured", "", "predicted", "uncertainty", "tightness"]
+    columns += ["control violates it"]
+    rows = []
+    for name, row in _results(results)["quick"].items():
+        if not name.startswith(paper):
+            continue
+        groups: dict[str, list[dict]] = {}
+        for claim in row["claims"]:
+            groups.setdefault(claim["name"].split(",")[0], []).append(claim)
+        broken = {title.split(",")[0] for title in row["violated_controls"]}
+        for title, claims in groups.items():
+            shown = max(claims, key=lambda claim: -1.0 if claim["tightness"] is None else claim["tightness"])
+            tight = "" if shown["tightness"] is None else f"{shown['tightness']:.2g}"
+            verdicts = sorted({claim["verdict"] for claim in claims})
+            role = " (hypothesis)" if shown["role"] == "hypothesis" else ""
+            rows.append(
+                [
+                    f"`{name.removeprefix(paper + '_')}`",
+                    title.replace("|", "\\|") + role,
+                    str(len(claims)),
+                    ", ".join(verdicts),
+                    f"{shown['measured']:.4g}",
+                    shown["relation"],
+                    _predicted(shown["predicted"]),
+                    f"{shown['uncertainty']:.1g}",
+                    tight,
+                    "yes" if title in broken else "",
+                ]
+            )
+    return _markdown(columns, rows)
+
+
+def _predicted(value: float | list[float]) -> str:
+    return f"{value[0]:.4g} to {value[1]:.4g}" if isinstance(value, list) else f"{value:.4g}"
+
+
+def robust_overfitting() -> str:
+    """Last, early-stopped and averaged weights after adversarial training past its best."""
+    names = ("weights", "steps", "training adversarial accuracy", "test adversarial accuracy", "test natural accuracy")
+    shown = {"wrong labels": "wrong labels"} | {name: name for name in names}
+    rows = _study_rows("robust_overfitting", "rules")
+    cells = [["" if row[name] is None else _number(row[name]) for name in ("data", *shown)] for row in rows]
+    return _markdown(["data", *shown], cells)
+
+
 def draw_figures() -> None:
     """The figures of the studies that pages show, as SVG files beside them."""
     from ntk_robust._core import Contours, Figure, Series
@@ -349,6 +426,9 @@ TABLES = {
     "mnist_lazy": mnist_lazy,
     "radius": radius,
     "projection": projection,
+    "shi2024_verdicts": shi2024_verdicts,
+    "shi2024_claims": shi2024_claims,
+    "robust_overfitting": robust_overfitting,
 }
 
 if __name__ == "__main__":
