@@ -1,6 +1,6 @@
 """Norms of robust interpolants of digits against the radius, smallest robust losses, certified fits; and their cost.
 
-    NTK_ROBUST_DATA=... python benchmarks/bench_expressiveness.py SECTION ... [--examples 200] [--out FILE]
+    NTK_ROBUST_DATA=... python benchmarks/bench_expressiveness.py SECTION ... [--examples 150] [--out FILE]
 
 Sections: norms-DATA-SET (DATA digits or mnist, SET linf or l2), curves, grids, surfaces. What others wrote stays. All
 in float64, process CPU seconds with compilation. Norms: threes against eights in pixels of [0, 1], the NTK of a
@@ -29,7 +29,7 @@ def main() -> None:
     """Measures sections and puts them into the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="+", choices=SECTIONS)
-    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--examples", type=int, default=150)
     default = Path(__file__).parent / "results" / "cpu" / "bench_expressiveness.json"
     parser.add_argument("--out", type=Path, default=default)
     arguments = parser.parse_args()

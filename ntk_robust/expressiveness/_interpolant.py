@@ -98,9 +98,11 @@ def norm_curve(
         key: See `robust_interpolant`.
 
     Raises:
-        ValueError: If margins are asked for targets other than ±1, the sets have other targets than the first, or a
-            number is not positive.
+        ValueError: If there are no sets, margins are asked for targets other than ±1, sets have other targets than the
+            first, or a number is not positive.
     """
+    if not sets:
+        raise ValueError("there are no sets; give at least one")
     points, targets = sets[0].centers()
     if any(not np.array_equal(targets, other.centers()[1]) for other in sets):
         raise ValueError("the sets have different targets; give sets of one data set, each contained in the next")
