@@ -1,7 +1,6 @@
 """What the checks of Shi et al. share: networks on the host, certified values on cubes, students on a line."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -27,6 +26,7 @@ from ntk_robust.models import Relu
 # Rounding of a few sums of at most a hundred numbers of size at most 1/τ ≤ 2^12, with room.
 ROUNDING = 1e-9
 _LARGEST_ARRAY = 4_000_000
+_WORTH_COMPILING = 5_000_000
 
 
 def on_host(network: Network) -> Callable[[np.ndarray], np.ndarray]:
@@ -61,11 +61,20 @@ def _forward(layers: Sequence[eqx.Module], h: np.ndarray) -> np.ndarray:
     return h
 
 
-# Compiling takes longer than running here, and exact arithmetic has the same bits however it is compiled.
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 def enclosures(network: Network, xs: Float[Array, "n d"], radius: Float[Array, ""]) -> DyadicBounds:
     """Interval bounds without slack on the cubes around the points, one after the other."""
+    return (_compiled_well if len(xs) * xs.size > _WORTH_COMPILING else _compiled_fast)(network, xs, radius)
+
+
+def _enclosures(network: Network, xs: Float[Array, "n d"], radius: Float[Array, ""]) -> DyadicBounds:
     return jax.lax.map(lambda x: dyadic_interval_bounds(network, x - radius, x + radius), xs)
+
+
+# Exact arithmetic has the same bits however it is compiled, and small programs compile longer than they run.
+_compiled_well = jax.jit(_enclosures)
+_compiled_fast = jax.jit(
+    _enclosures, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 class Layout(NamedTuple):

@@ -133,7 +133,7 @@ def _draw(n: int, key: Key[Array, ""]) -> _Drawn:
     )
 
 
-def _trained(n: int, num_steps: int, key: Key[Array, ""]) -> tuple[tuple[Claim, ...], tuple[float, ...]]:
+def _trained(n: int, num_steps: int, key: Key[Array, ""]) -> tuple[tuple[Claim, ...], tuple[int | float, ...]]:
     """An adversarially trained network, with its exact deviation on the cubes and its exact robust risk."""
     noise_key, init_key, fit_key = jr.split(key, 3)
     xs = (np.arange(n) + 0.5) / n
