@@ -35,5 +35,3 @@ def test_the_study_compares_the_three_rules_for_clean_and_noisy_labels(monkeypat
         assert row["test adversarial accuracy"] <= row["test natural accuracy"]
     assert all(row["steps"] == 12.0 for row in by_name if row["weights"] != "early stopping")
     assert to_jsonable(study)["name"] == "robust_overfitting"
-    with pytest.raises(ValueError, match="quick"):
-        robust_overfitting(load_dataset("digits"), size="huge", key=jr.key(0))  # pyright: ignore[reportArgumentType]
