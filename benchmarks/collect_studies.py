@@ -10,6 +10,7 @@ arguments of each study, but not the folders of the machine that ran it. `tables
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ntk_robust._core import write_json_atomically
 
@@ -26,8 +27,20 @@ def main() -> None:
         run["arguments"] = {key: value for key, value in run["arguments"].items() if key not in ("out", "data_dir")}
         path = arguments.results / f"studies_{run['arguments']['data']}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        write_json_atomically(path, kept | {study["name"]: {"run": run, "study": study} for study in found})
+        write_json_atomically(path, kept | {study["name"]: {"run": run, "study": rounded(study)} for study in found})
         print(f"{path}: {', '.join(study['name'] for study in found)}")
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six digits, as much as tables and figures show."""
+    match value:
+        case dict():
+            return {name: rounded(item) for name, item in value.items()}
+        case list():
+            return [rounded(item) for item in value]
+        case float():
+            return float(f"{value:.6g}")
+    return value
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ class LocalMaximum(eqx.Module):
     direction: Float[Array, " d"]
 
     @property
-    def margin(self) -> Float[Array, ""]:
+    def margin(self) -> Float[Array, "*batch"]:
         r"""$κ = 1 - h_{\max}/λ$: positive at a strict local maximum, negative at a point that is none."""
         return 1 - self.eigenvalues[..., 0] / self.multiplier
 
     @property
-    def is_strict(self) -> Bool[Array, ""]:
+    def is_strict(self) -> Bool[Array, "*batch"]:
         """Whether the second-order condition holds strictly: λ > 0 and κ > 0."""
         return (self.multiplier > 0) & (self.eigenvalues[..., 0] < self.multiplier)
 

@@ -30,6 +30,7 @@ from ntk_robust.theory._claim import summation_error
 
 _STEPS = 60
 _CONVERGED = 1e-6
+_LARGE = 100_000
 
 
 class Case(NamedTuple):
@@ -82,6 +83,10 @@ class Problem(NamedTuple):
     def aimed(self, bounds: BallBounds, offset: float) -> "Problem":
         """The same with y so that r_0 = offset ε|g(0)|: below 1 the ball reaches both sides of y."""
         return self._replace(target=bounds.output - offset * self.epsilon * bounds.slope)
+
+    def affordable(self, starts: int, steps: int) -> tuple[int, int]:
+        """As many ascents and steps as a network of this size allows."""
+        return (starts, steps) if self.net.weights.size < _LARGE else (min(starts, 20), min(steps, 600))
 
     @property
     def rounding(self) -> float:
@@ -194,7 +199,7 @@ def _limits(problem: Problem, starts: Array, step_size: Array, num_steps: Array)
 @eqx.filter_jit
 def local_certificates(problem: Problem, deltas: Float[Array, "n d"]) -> LocalMaximum:
     """What two derivatives of L say of each point."""
-    return jax.vmap(lambda delta: local_maximum(problem.loss, problem.epsilon, delta))(deltas)
+    return jax.lax.map(lambda delta: local_maximum(problem.loss, problem.epsilon, delta), deltas)
 
 
 @eqx.filter_jit

@@ -23,7 +23,7 @@ _MOMENTS = {
     "quick": (20_000, ((3, 5, 0.3), (30, 2, 2.0))),
     "full": (200_000, ((3, 5, 0.3), (30, 2, 2.0), (100, 50, 5.0))),
 }
-_DRAWS = {"quick": (100, 5000, 8), "full": (400, 30_000, 10)}
+_DRAWS = {"quick": (100, 5000, 8), "full": (400, 20_000, 8)}
 _SCALES = (0.02, 0.04, 0.08, 0.16)
 _EDGE_AT = 1  # which of the scales the edge is compared at
 _EDGE_RESOLUTION = {"quick": 0.5, "full": 0.2}  # the finite dimension is seen, and few draws are

@@ -121,7 +121,8 @@ def _tested(case: Case, num_starts: int, rng: np.random.Generator) -> Tested:
     problem = problem.aimed(bounds, 0.2)
     target, rounding = float(problem.target), problem.rounding
     step = 1 / bounds.lipschitz(problem.target)
-    ends = limits(problem, starts_in_ball(problem, num_starts, rng), step, _STEPS)
+    num_starts, steps = problem.affordable(num_starts, _STEPS)
+    ends = limits(problem, starts_in_ball(problem, num_starts, rng), step, steps)
     points = np.asarray(starts_in_ball(problem, _POINTS if case.dim < 100 else num_starts, rng))
     outputs = np.concatenate([ends.residuals + target, _outputs(problem, points)])
     highest, lowest = found.highest_certificate, found.lowest_certificate

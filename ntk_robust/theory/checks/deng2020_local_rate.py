@@ -26,7 +26,6 @@ _CASES = {
     "quick": (Case(Tanh(), 20, 100, 1.0, 0.3), Case(Softplus(), 20, 100, 2.0, 0.3)),
     "full": (
         Case(Tanh(), 20, 100, 1.0, 0.3),
-        Case(Tanh(), 20, 100, 2.0, 0.5),
         Case(Softplus(), 20, 100, 2.0, 0.3),
         Case(Tanh(), 64, 1000, 1.0, 0.3, "digits"),
         Case(Tanh(), 784, 2000, 1.0, 0.1),
@@ -71,7 +70,9 @@ def _report(size: Size, key: Key[Array, ""], *, curved: bool, notes: tuple[str, 
         bounds = bounds_of(problem)
         problem = problem.aimed(bounds, 0.5)
         maximum = np.asarray(maxima_of(problem).highest)
-        found = local_certificates(problem, jnp.asarray(np.resize(maximum, (_BATCH, case.dim))))
+        found = local_certificates(
+            problem, jnp.asarray(np.resize(maximum, (problem.affordable(_BATCH, 1)[0], case.dim)))
+        )
         margin, multiplier = float(found.margin[0]), float(found.multiplier[0])
         hypotheses += [
             Claim(f"margin κ of the maximum, {name}", margin, ">=", 0.0, 1e-9, 1e-9),

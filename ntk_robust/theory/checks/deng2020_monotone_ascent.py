@@ -70,7 +70,7 @@ def _report(size: Size, key: Key[Array, ""], factors: tuple[float, ...], notes: 
                     "<=",
                     0.0,
                     rounding,
-                    max(1e-10, rounding),
+                    max(1e-9, 2 * rounding),
                     "(1/η − Λ/2)|δ_{t+1} − δ_t|² is promised at every step; rounding of two values of L",
                 ),
                 exact_claim(f"ascents whose residual changes its sign, {step}", flips, "==", 0),

@@ -211,7 +211,7 @@ def _steps_to_tolerance(problems: Problem) -> Float[Array, " draws"]:
             aimed.loss, aimed.epsilon, jnp.zeros_like(aimed.x), step_size=step, num_steps=_GROWTH_STEPS
         )
         reached = found.residuals < _TOLERANCE
-        return jnp.where(jnp.any(reached), jnp.argmax(reached), jnp.nan)
+        return jnp.where(jnp.any(reached), jnp.argmax(reached).astype(float), jnp.nan)
 
     return jax.lax.map(count, problems)
 

@@ -69,7 +69,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
         ]
         rows.append((name, found.contraction, found.measured_contraction, found.num_limits, found.sides))
     columns = ("problem", "ρ", "measured contraction", "distinct limits", "sides of y among the starts")
-    table = Table("limits", f"Limits of {_STARTS[size]} ascents", columns, rows)
+    table = Table("limits", f"Limits of up to {_STARTS[size]} ascents", columns, rows)
     return Report(tuple(hypotheses), tuple(conclusions), (table,), (_figure(size, rng),))
 
 
@@ -101,13 +101,14 @@ class Explored(NamedTuple):
 def _explored(problem: Problem, num_starts: int, rng: np.random.Generator, *, inside_theory: bool) -> Explored:
     bounds, maxima = bounds_of(problem), maxima_of(problem)
     problem = problem.aimed(bounds, 0.1)
-    starts = starts_in_ball(problem, num_starts, rng)
+    count, steps = problem.affordable(num_starts, _STEPS)
+    starts = starts_in_ball(problem, count, rng)
     step = float(1 / bounds.lipschitz(problem.target))
     if not inside_theory:
         # There 1/Λ is far too small to get anywhere; a small share of the radius per step will do.
         residuals = limits(problem, starts, 0.0, 0).start_residuals
         step = 0.03 * float(problem.epsilon / bounds.slope) / float(np.abs(residuals).max())
-    ends = limits(problem, starts, step, _STEPS)
+    ends = limits(problem, starts, step, steps)
     targets = np.where(ends.start_residuals[:, None] > 0, np.asarray(maxima.highest), np.asarray(maxima.lowest))
     epsilon = float(problem.epsilon)
     pairs = np.array(starts_in_ball(problem, 400, rng)).reshape(2, 200, -1)
@@ -118,7 +119,7 @@ def _explored(problem: Problem, num_starts: int, rng: np.random.Generator, *, in
     return Explored(
         contraction,
         float(ratios.max()),
-        len(distinct(converged(problem, ends.deltas), 1e-3 * epsilon)),
+        len(distinct(ends.deltas if inside_theory else converged(problem, ends.deltas), 1e-3 * epsilon)),
         len(set(np.sign(ends.start_residuals))),
         int(np.sum(np.sign(ends.residuals) != np.sign(ends.start_residuals))),
         float(np.linalg.norm(ends.deltas - targets, axis=1).max() / epsilon),
