@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md", ROOT / "docs" / "attacks.md"]
+PAGES += [ROOT / "docs" / "theory" / "deng2020.md"]
 PAGES += [ROOT / "docs" / "training.md", ROOT / "docs" / "studies.md"]
 PAGES += [ROOT / "docs" / "theory" / "gao2019.md", ROOT / "docs" / "theory" / "shi2024.md"]
 STUDIED = ("mnist", "cifar10")
@@ -401,6 +402,91 @@ def robust_overfitting() -> str:
     return _markdown(["data", *shown], cells)
 
 
+def deng_verdicts() -> str:
+    """What the checks of Deng et al. found, in both profiles."""
+    columns = ["check", "profile", "verdict", "control", "claims", "CPU s", "tightest bound", "tightness"]
+    found, rows = _results("bench_checks_deng2020"), []
+    for profile in ("quick", "full"):
+        for name, check in found.get(profile, {}).items():
+            # Exact counts and limits that are attained have a tightness too, but are no bounds to speak of.
+            bounds = [
+                claim
+                for claim in check["claims"]
+                if claim["role"] == "conclusion" and claim["tightness"] and claim["uncertainty"] > 0
+            ]
+            best = max(
+                (claim for claim in bounds if claim["tightness"] <= 1), key=lambda c: c["tightness"], default=None
+            )
+            rows.append(
+                [
+                    f"`{name}`",
+                    profile,
+                    check["verdict"],
+                    check["control_verdict"],
+                    str(len(check["claims"])),
+                    f"{check['cpu_s']:.0f}",
+                    best["name"].replace("|", "‖") if best else "",
+                    f"{best['tightness']:.3g}" if best else "",
+                ]
+            )
+    return _markdown(columns, rows)
+
+
+def _landscape_table(name: str, table: str, columns: dict[str, str]) -> str:
+    """Some columns of a table of a study of landscapes, of the data sets that it was run on."""
+    rows = []
+    for data in ("digits", "mnist"):
+        if name in _results(f"studies_{data}"):
+            found = next(entry for entry in _study(data, name)["tables"] if entry["name"] == table)
+            for row in found["rows"]:
+                named = dict(zip(found["columns"], row, strict=True))
+                rows.append([data, *(_number(named[column]) for column in columns)])
+    return _markdown(["data", *columns.values()], rows)
+
+
+def ascents() -> str:
+    """Ascents at stages of adversarial training."""
+    columns = {
+        "training steps": "training steps",
+        "largest loss found, mean": "largest loss",
+        "iterations to the sphere": "to the sphere",
+        "iterations to a residual of 1e-06": "to a residual of 1e-6",
+        "predicted factor per iteration at the end": "factor per iteration",
+        "smallest margin κ": "smallest κ",
+        "certified global maxima": "certified global",
+        "contraction ρ": "ρ",
+    }
+    return _landscape_table("ascent_convergence", "ascents", columns)
+
+
+def input_scale_regimes() -> str:
+    """Neighboring input scales compared, for each protocol of the learning rate."""
+    columns = {
+        "activation": "activation",
+        "learning rate": "learning rate",
+        "s": "s",
+        "next s": "next s",
+        "log ratio of the last losses": "log ratio",
+        "± (95 %)": "±",
+        "smaller loss at": "smaller loss at",
+    }
+    return _landscape_table("input_scale", "regimes", columns)
+
+
+def landscapes() -> str:
+    """What ascents from many starts find at several input scales."""
+    columns = {
+        "input scale s": "s",
+        "ρ_0 = ε|H|/|g|": "ρ₀",
+        "margin κ of the best": "κ of the best",
+        "distinct limits": "distinct limits",
+        "share of ascents that arrived": "arrived",
+        "share of them at the best": "of them at the best",
+        "share at the second": "at the second",
+    }
+    return _landscape_table("landscape_slices", "landscapes", columns)
+
+
 def draw_figures() -> None:
     """The figures of the studies that pages show, as SVG files beside them."""
     from ntk_robust._core import Contours, Figure, Series
@@ -408,7 +494,7 @@ def draw_figures() -> None:
 
     for page in PAGES:
         for file in re.findall(r"\(figures/(\w+\.svg)\)", page.read_text()):
-            data = next(data for data in STUDIED if file.startswith(data))
+            data = next(data for data in ("digits", *STUDIED) if file.startswith(data))
             name = next(name for name in _results(f"studies_{data}") if file.startswith(f"{data}_{name}_"))
             figure = next(f for f in _study(data, name)["figures"] if file == f"{data}_{name}_{f['name']}.svg")
             behind = Contours(**figure["contours"]) if figure.get("contours") else None
@@ -436,6 +522,10 @@ TABLES = {
     "mnist_lazy": mnist_lazy,
     "radius": radius,
     "projection": projection,
+    "deng_verdicts": deng_verdicts,
+    "ascents": ascents,
+    "input_scale_regimes": input_scale_regimes,
+    "landscapes": landscapes,
     "gao2019_verdicts": gao2019_verdicts,
     "gao2019_claims": gao2019_claims,
     "shi2024_verdicts": shi2024_verdicts,

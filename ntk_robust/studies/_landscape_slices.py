@@ -190,8 +190,8 @@ class _Problem(NamedTuple):
 
     def step_size(self, starts: Float[Array, "n d"]) -> Float[Array, ""]:
         """A step that moves by a small share of the radius, as far as slopes and residuals at the starts tell."""
-        slopes = jnp.linalg.norm(jax.vmap(jax.grad(self.net))(self.x + starts), axis=1)
-        residuals = jnp.abs(jax.vmap(self.net)(self.x + starts) - self.label)
+        slopes = jnp.linalg.norm(jax.vmap(jax.grad(self.net))(self.x[None] + starts), axis=1)
+        residuals = jnp.abs(jax.vmap(self.net)(self.x[None] + starts) - self.label)
         return _SHARE * self.epsilon / (jnp.max(slopes) * jnp.max(residuals))
 
     def residual(self, delta: Float[Array, " d"]) -> Float[Array, ""]:
