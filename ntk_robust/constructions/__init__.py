@@ -12,6 +12,7 @@ from ntk_robust.constructions._architecture import (
     rounded,
 )
 from ntk_robust.constructions._blocks import exact_bumps, product_gate, trapezoid, trapezoid_bumps
+from ntk_robust.constructions._bracket import RiskBracket, robust_risk_bracket
 from ntk_robust.constructions._risk import (
     Breakpoints,
     breakpoints,
@@ -39,6 +40,7 @@ from ntk_robust.constructions._teachers import (
 __all__ = [
     "Architecture",
     "Breakpoints",
+    "RiskBracket",
     "architecture_of",
     "breakpoints",
     "class_student",
@@ -54,6 +56,7 @@ __all__ = [
     "product_gate_student",
     "random_feature_teacher",
     "robust_risk",
+    "robust_risk_bracket",
     "rounded",
     "separation",
     "spline_teacher",

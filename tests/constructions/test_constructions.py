@@ -377,6 +377,28 @@ def test_a_construction_can_be_attacked_and_trained_further(student, data):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
+def test_a_bracket_of_robust_errors_holds_what_cells_say_exactly(student, data):
+    centers = data[0][:3] + jnp.asarray([[0.03, 0.01]])
+    targets = jnp.asarray([0.25, -0.5, 0.0])
+    found = constructions.robust_risk_bracket(
+        student,
+        centers,
+        targets,
+        perturbations=LinfBall(EPSILON),
+        attack=PGD(10, 0.25),
+        method=IntervalBounds(),
+        key=jr.key(5),
+    )
+    square = EPSILON * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    for x, target, lower, upper in zip(centers, targets, found.lower, found.upper, strict=True):
+        cells = pieces_on_polygon(student, np.asarray(x) + square)
+        exact = float(max((cells.maximum[0] - target) ** 2, (cells.minimum[0] - target) ** 2))
+        assert lower <= exact + 1e-12
+        assert exact <= upper + 1e-12
+        assert lower >= (student(x) - target) ** 2 - 1e-12
+
+
 def test_wrong_constructions_are_refused_with_the_numbers(teacher, data):
     xs, ys, labels = data
     near = {"epsilon": EPSILON, "tau": 2 * TAU, "bound": 1.0}
