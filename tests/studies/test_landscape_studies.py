@@ -1,5 +1,7 @@
 """Studies of the inner maximization, in sizes of seconds."""
 
+from typing import Any
+
 import jax.random as jr
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def digits():
     return load_dataset("digits")
 
 
-def rows_of(table):
+def rows_of(table) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
@@ -82,7 +84,9 @@ def test_slices_hold_the_best_maximum_and_great_circles_pass_it(digits, monkeypa
     figures = {figure.name: figure for figure in study.figures}
     assert set(figures) == {"slice_0_5", "circles_0_5", "slice_8", "circles_8"}
     for scale in ("0_5", "8"):
-        grid = np.array(figures[f"slice_{scale}"].contours.values)
+        contours = figures[f"slice_{scale}"].contours
+        assert contours is not None
+        grid = np.array(contours.values)
         assert np.isnan(grid[0, 0])
         # The best maximum is at (1, 0) of the slice and at angle 0 of every circle. Where it is the only one nothing is
         # above it; at a large scale search may have missed a better one or not have arrived.

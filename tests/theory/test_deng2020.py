@@ -6,9 +6,16 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.models import Monomial, Tanh
+from ntk_robust.models import Tanh
 from ntk_robust.theory.checks import deng2020_input_scale as scales
-from ntk_robust.theory.checks._two_layer_landscapes import Case, distinct, generator, make_problem, starts_in_ball
+from ntk_robust.theory.checks._two_layer_landscapes import (
+    SQUARE,
+    Case,
+    distinct,
+    generator,
+    make_problem,
+    starts_in_ball,
+)
 from ntk_robust.theory.checks.deng2020_local_certificate import stationary_points
 from ntk_robust.theory.checks.deng2020_local_rate import slowest_direction
 
@@ -32,7 +39,7 @@ def test_distinct_points_are_those_that_differ_by_more_than_the_tolerance():
 
 
 def test_stationary_points_of_squares_have_radial_gradients_and_include_the_extremes_of_the_sphere():
-    problem = make_problem(Case(Monomial(2), 4, 20, 1.0, 1.0), generator(jr.key(1)))
+    problem = make_problem(Case(SQUARE, 4, 20, 1.0, 1.0), generator(jr.key(1)))
     x, weights, readout = (np.asarray(part) for part in (problem.x, problem.net.weights, problem.net.readout))
     points, epsilon = stationary_points(problem), float(problem.epsilon)
     gradients = 2 * (readout * ((x + points) @ weights.T)) @ weights

@@ -25,9 +25,10 @@ from ntk_robust.landscape import (
     projected_gradient_ascent,
     two_maxima,
 )
-from ntk_robust.models import AbstractActivation
+from ntk_robust.models import AbstractActivation, Monomial
 from ntk_robust.theory._claim import summation_error
 
+SQUARE = Monomial(2)  # pyright: ignore[reportCallIssue] - its smoothness is a property
 _STEPS = 60
 _CONVERGED = 1e-6
 _LARGE = 100_000

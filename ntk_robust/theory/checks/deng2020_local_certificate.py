@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Key
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.landscape import local_maximum_of_cube
-from ntk_robust.models import Monomial, Softplus, Tanh
+from ntk_robust.models import Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim
 from ntk_robust.theory._report import Report
 from ntk_robust.theory.checks._two_layer_landscapes import (
+    SQUARE,
     Case,
     Problem,
     bounds_of,
@@ -36,7 +37,7 @@ _CASES = {
         Case(Tanh(), 784, 2000, 1.0, 0.2),
     ),
 }
-_SQUARE = {"quick": Case(Monomial(2), 8, 100, 1.0, 2.0), "full": Case(Monomial(2), 16, 400, 1.0, 2.0)}
+_SQUARE = {"quick": Case(SQUARE, 8, 100, 1.0, 2.0), "full": Case(SQUARE, 16, 400, 1.0, 2.0)}
 _DRAWS = {"quick": 6, "full": 40}
 _ANGLE = 1e-3
 _PROBES = 200

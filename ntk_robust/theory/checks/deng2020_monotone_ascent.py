@@ -6,11 +6,12 @@ from jaxtyping import Array, Float, Key
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.landscape import Ascent
-from ntk_robust.models import Monomial, Softplus, Tanh
+from ntk_robust.models import Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim
 from ntk_robust.theory._report import Report
 from ntk_robust.theory.checks._two_layer_landscapes import (
+    SQUARE,
     Case,
     Problem,
     bounds_of,
@@ -110,7 +111,7 @@ def sharp_problem(dim: int, width: int) -> Problem:
     weights[:dim], readout[:dim] = np.eye(dim), -2.0
     x = np.zeros(dim)
     x[0] = 0.5
-    return problem_of(weights, readout, x, 1.0, Monomial(2))
+    return problem_of(weights, readout, x, 1.0, SQUARE)
 
 
 def _shortfalls(problem: Problem, found: Ascent, step: float, lipschitz: float) -> tuple[float, float, int]:

@@ -5,11 +5,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ntk_robust._core import Figure, Series, Table
-from ntk_robust.models import Monomial, Softplus, Tanh
+from ntk_robust.models import Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim
 from ntk_robust.theory._report import Report
 from ntk_robust.theory.checks._two_layer_landscapes import (
+    SQUARE,
     Case,
     Problem,
     bounds_of,
@@ -44,7 +45,7 @@ def _run(size: Size, key: Key[Array, ""]) -> Report:
 
 def _control(size: Size, key: Key[Array, ""]) -> Report:
     rng = generator(key)
-    case = Case(Monomial(2), 20, 100, 0.5, 2.0)
+    case = Case(SQUARE, 20, 100, 0.5, 2.0)
     problem = make_problem(case, rng)
     net = problem.net
     top = problem._replace(

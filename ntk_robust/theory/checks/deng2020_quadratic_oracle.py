@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Key
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.landscape import local_quadratic_maximum, quadratic_maximum
-from ntk_robust.models import Monomial
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, exact_claim
 from ntk_robust.theory._report import Report
 from ntk_robust.theory.checks._two_layer_landscapes import (
+    SQUARE,
     Case,
     Problem,
     bounds_of,
@@ -25,12 +25,12 @@ from ntk_robust.theory.checks._two_layer_landscapes import (
 )
 
 _CASES = {
-    "quick": (Case(Monomial(2), 10, 40, 1.0, 0.5), Case(Monomial(2), 10, 40, 1.0, 3.0)),
+    "quick": (Case(SQUARE, 10, 40, 1.0, 0.5), Case(SQUARE, 10, 40, 1.0, 3.0)),
     "full": (
-        Case(Monomial(2), 10, 40, 1.0, 0.5),
-        Case(Monomial(2), 10, 40, 1.0, 3.0),
-        Case(Monomial(2), 64, 400, 1.0, 1.0, "digits"),
-        Case(Monomial(2), 100, 400, 1.0, 2.0),
+        Case(SQUARE, 10, 40, 1.0, 0.5),
+        Case(SQUARE, 10, 40, 1.0, 3.0),
+        Case(SQUARE, 64, 400, 1.0, 1.0, "digits"),
+        Case(SQUARE, 100, 400, 1.0, 2.0),
     ),
 }
 _DRAWS = {"quick": 3, "full": 6}
