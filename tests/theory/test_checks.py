@@ -13,33 +13,13 @@ from ntk_robust.theory import CheckResult, Verdict, check_names, run_check, sele
 DOCS = Path(__file__).parents[2] / "docs" / "theory"
 SEED = 7
 QUICK_CPU_SECONDS = 60
-SLOW = {
-    "deng2020_curvature_law",
-    "deng2020_global_certificate",
-    "deng2020_input_scale",
-    "deng2020_local_certificate",
-    "deng2020_local_rate",
-    "deng2020_monotone_ascent",
-    "deng2020_no_interior_maximum",
-    "deng2020_polynomial_iterations",
-    "deng2020_quadratic_oracle",
-    "deng2020_two_maxima",
-    "gao2019_capacity_converse",
-    "gao2019_certificate",
-    "gao2019_depth",
-    "gao2019_hitting_time",
-    "gao2019_optimal_robust_loss",
-    "gao2019_random_features",
-    "gao2019_smooth_two_layer",
-    "gao2019_two_epsilon",
-    "gao2019_universality",
-    "gao2019_weak_attack",
-    "shi2024_capacity",
-    "shi2024_clean_labels",
-    "shi2024_noisy_labels",
-    "shi2024_regression_rate",
-    "shi2024_robust_gap",
-    "shi2024_zero_training_error",
+# The others are slow tests.
+CHEAP = {
+    "gao2019_linearization_remainder",
+    "gao2019_nearest_neighbor_network",
+    "gao2019_robustness_ratio",
+    "gao2019_shattering",
+    "shi2024_separation",
 }
 
 
@@ -52,7 +32,7 @@ def result(name: str) -> tuple[CheckResult, float]:
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
     """One worker per check: its tests share a result."""
-    return [pytest.mark.xdist_group(name), *([pytest.mark.slow] if name in SLOW else [])]
+    return [pytest.mark.xdist_group(name), *([] if name in CHEAP else [pytest.mark.slow])]
 
 
 every_check = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in check_names()])
@@ -81,7 +61,7 @@ def test_a_control_says_what_it_breaks(name):
     assert any("Broken on purpose" in note for note in result(name)[0].control_report.notes)
 
 
-@every_check
+@pytest.mark.parametrize("name", check_names())
 def test_a_citation_names_authors_venue_item_and_a_page_that_names_the_check(name):
     check = select([name])[0]
     author, year = name.split("_")[0][:-4], name.split("_")[0][-4:]
