@@ -11,11 +11,16 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ntk_robust._core import Figure
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "kernels.md", ROOT / "docs" / "empirical_kernels.md", ROOT / "docs" / "attacks.md"]
 PAGES += [ROOT / "docs" / "theory" / "deng2020.md"]
 PAGES += [ROOT / "docs" / "training.md", ROOT / "docs" / "studies.md"]
+PAGES += [ROOT / "docs" / "expressiveness.md"]
 PAGES += [ROOT / "docs" / "theory" / "gao2019.md", ROOT / "docs" / "theory" / "shi2024.md"]
 STUDIED = ("mnist", "cifar10")
 _PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -316,6 +321,66 @@ def projection() -> str:
     return _study_table("projection_radius", columns)
 
 
+def robust_norms() -> str:
+    """Norms of robust interpolants against the radius."""
+    columns = ["data, set", "ε / largest ε", "ε", "norm, lower bound", "attained", "audited", "upper bound", "points"]
+    rows = [
+        [
+            _title(section),
+            f"{row['share']:g}",
+            f"{row['epsilon']:.3g}",
+            f"{row['norm_lower']:.2f}",
+            _or_none(row["norm_attained"]),
+            _or_none(row["norm_audited"]),
+            _or_none(row["norm_upper"]),
+            str(row["constraints"]),
+        ]
+        for section, record in _norm_sections()
+        for row in record["rows"]
+    ]
+    costs = ", ".join(
+        f"{_title(section)}: {record['examples']} examples, {record['curve_cpu_s']:.0f} s, ε up to"
+        f" {record['largest_epsilon']:.3g}"
+        for section, record in _norm_sections()
+    )
+    return _markdown(columns, rows) + f"\n\nCPU time of a whole curve, and the largest compatible ε: {costs}."
+
+
+def robust_norms_figure() -> "Figure":
+    """The same as curves."""
+    from ntk_robust._core import Figure, Series
+
+    series = []
+    for section, record in _norm_sections():
+        rows = [row for row in record["rows"] if row["norm_audited"] is not None]
+        lower, upper = ([row[key] for row in rows] for key in ("norm_lower", "norm_audited"))
+        middle = [row["norm_attained"] or row["norm_audited"] for row in rows]
+        series.append(Series(_title(section), [row["share"] for row in rows], middle, lower, upper))
+    return Figure(
+        name="robust_norms",
+        title="Smallest norm of a robust interpolant",
+        x_label="radius over the largest one at which unlike sets do not meet",
+        y_label="norm in the kernel's space",
+        series=tuple(series),
+        y_scale="log",
+        caption="Bands from the certified lower bound to the norm that an independent attack leaves.",
+    )
+
+
+def _norm_sections() -> list[tuple[str, dict]]:
+    record = _results("bench_expressiveness")
+    return [(name, part) for name, part in record.items() if name.startswith("norms-")]
+
+
+def _title(section: str) -> str:
+    _, data, ball = section.split("-")
+    return f"{'MNIST' if data == 'mnist' else data}, {'l∞' if ball == 'linf' else 'l2'}"
+
+
+def _or_none(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
+
+
 def gao2019_verdicts() -> str:
     """One row for each check."""
     return _verdicts("gao2019", "bench_checks")
@@ -494,14 +559,17 @@ def draw_figures() -> None:
 
     for page in PAGES:
         for file in re.findall(r"\(figures/(\w+\.svg)\)", page.read_text()):
+            path = page.parent / "figures" / file
+            path.parent.mkdir(exist_ok=True)
+            if file in FIGURES:
+                path.write_text(figure_svg(FIGURES[file]()) + "\n")
+                continue
             data = next(data for data in ("digits", *STUDIED) if file.startswith(data))
             name = next(name for name in _results(f"studies_{data}") if file.startswith(f"{data}_{name}_"))
             figure = next(f for f in _study(data, name)["figures"] if file == f"{data}_{name}_{f['name']}.svg")
             behind = Contours(**figure["contours"]) if figure.get("contours") else None
             parts = {"series": [Series(**series) for series in figure["series"]], "contours": behind}
             drawn = Figure(**(figure | parts))
-            path = page.parent / "figures" / file
-            path.parent.mkdir(exist_ok=True)
             path.write_text(figure_svg(drawn) + "\n")
 
 
@@ -526,12 +594,14 @@ TABLES = {
     "ascents": ascents,
     "input_scale_regimes": input_scale_regimes,
     "landscapes": landscapes,
+    "robust_norms": robust_norms,
     "gao2019_verdicts": gao2019_verdicts,
     "gao2019_claims": gao2019_claims,
     "shi2024_verdicts": shi2024_verdicts,
     "shi2024_claims": shi2024_claims,
     "robust_overfitting": robust_overfitting,
 }
+FIGURES = {"robust_norms.svg": robust_norms_figure}
 
 if __name__ == "__main__":
     main()
