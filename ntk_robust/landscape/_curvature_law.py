@@ -101,5 +101,10 @@ def curvature_law(activation: AbstractActivation, scale: float) -> CurvatureLaw:
     slopes, bends = (
         np.asarray(part) ** 2 for part in (activation.derivative(points), second_derivative(activation, points))
     )
-    moments = (weights @ slopes, weights @ (slopes * z**2), weights @ bends, weights @ (bends * z**2))
-    return CurvatureLaw(*(float(moment) for moment in moments), scale)
+    return CurvatureLaw(
+        slope=float(weights @ slopes),
+        weighted_slope=float(weights @ (slopes * z**2)),
+        curvature=float(weights @ bends),
+        weighted_curvature=float(weights @ (bends * z**2)),
+        scale=scale,
+    )

@@ -150,18 +150,16 @@ def _write_up(data: Dataset, sizes: _Size, losses: dict[str, _Losses]) -> Study:
                 rows.append(
                     (name, protocol, scale, float(np.median(first)), float(np.median(last)), relative, diverged)
                 )
-            finite = np.isfinite(values[:, :, -1]).all(axis=0)
+            finite = [bool(np.isfinite(values[:, i, -1]).all()) for i in range(len(scales))]
             for i in range(len(scales) - 1):
                 if finite[i] and finite[i + 1]:
                     regimes.append((name, protocol, *_regime(values, scales, i)))
         names = [row for row in regimes if row[0] == name and row[1].startswith("tuned")]
         sentences.append(f"{name}: " + ", ".join(f"{row[6]} between {row[2]:g} and {row[3]:g}" for row in names))
         last = found.tuned[:, :, -1]
-        for label, values, style in (
-            ("last loss", last, "line"),
-            ("over the first", last / found.tuned[:, :, 0], "dashed"),
-        ):
+        for label, values in (("last loss", last), ("over the first", last / found.tuned[:, :, 0])):
             low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+            style = "line" if label == "last loss" else "dashed"
             series.append(Series(f"{name}, {label}", scales, middle.tolist(), low.tolist(), high.tolist(), style=style))
         steps = np.arange(float(sizes.num_steps)).tolist()
         figures.append(

@@ -159,7 +159,7 @@ def test_the_maximum_that_is_not_global_is_the_one_that_many_ascents_find():
 
 @pytest.mark.slow
 def test_bounds_of_a_square_are_those_of_its_hessian():
-    net, x = gaussian(Monomial(2), 1.0)
+    net, x = gaussian(Monomial(2), 1.0)  # pyright: ignore[reportCallIssue]
     bounds = ball_bounds(net, x, 0.2)
     eigenvalues = np.linalg.eigvalsh(np.asarray(net.hessian(x)))
     assert float(bounds.bends_up) == pytest.approx(eigenvalues[-1], rel=1e-9)
