@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._attack import AbstractAttack
 from ntk_robust.attacks._audit import Finding
 from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._grading import Numbers
 from ntk_robust.attacks._problem import Problem
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.attacks._square import Square
@@ -95,7 +96,7 @@ def run_controls(
     attack: AbstractAttack,
     objective: LossObjective,
     *,
-    is_right: Bool[np.ndarray, " n"],
+    is_right: Numbers,
     key: PRNGKeyArray,
 ) -> ControlRuns:
     """The second runs of an attack on an objective; `is_right` tells which inputs are classified right."""
@@ -131,7 +132,7 @@ def _is_whole_box(problem: Problem) -> bool:
     box = problem.perturbations.box
     if box is None:
         return False
-    return bool(np.all(_reaches(problem.perturbations, problem.inputs) <= problem.epsilons))
+    return bool(np.all(_reaches(problem.perturbations, jnp.asarray(problem.inputs)) <= problem.epsilons))
 
 
 @eqx.filter_jit

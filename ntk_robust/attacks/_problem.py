@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._checks import check_batch, check_targets
-from ntk_robust.attacks._grading import Grades, grade, in_batches
+from ntk_robust.attacks._grading import Grades, Numbers, grade, in_batches
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 
 
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
         return in_batches(run, self.batch_size, self.inputs, self.targets, self.epsilons, self.examples)
 
-    def grade(self, objective: LossObjective, points: np.ndarray) -> Grades:
+    def grade(self, objective: LossObjective, points: Numbers) -> Grades:
         """Grades of one point for each example, on the host."""
 
         def run(points: Array, xs: Array, ys: Array, epsilons: Array) -> Grades:

@@ -66,7 +66,7 @@ def network(command: Train, dataset: Dataset) -> FullyConnected | Convolutional:
     if command.network == "convolutional":
         if command.trainable != "all":
             raise ValueError(f"--trainable is {command.trainable}; a convolutional network takes all")
-        return Convolutional(
+        return Convolutional(  # pyright: ignore[reportCallIssue] - its input_dim is a property
             dataset.image_shape,
             command.width,
             command.num_hidden_layers,

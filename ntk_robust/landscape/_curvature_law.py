@@ -69,7 +69,7 @@ class CurvatureLaw:
 
     @property
     def edge(self) -> float:
-        r"""Limit of $\Vert H\Vert/(s_w^2 \sqrt{d\, E\,\sigma''^2})$: 2, or more if the direction of $x$ sticks out."""
+        r"""Limit of $\Vert H\Vert/(s_w^2 \sqrt{d\, E\,\sigma''(sZ)^2})$: 2, more if the direction of $x$ sticks out."""
         spike = self.weighted_curvature / self.curvature
         return spike / math.sqrt(spike - 1) if spike > 2 else 2.0
 

@@ -89,10 +89,10 @@ class Errors(NamedTuple):
         total: The largest |f(W, x) − h(x)| on the circle.
     """
 
-    norm_squared: Float[Array, "*seeds"]
-    largest: Float[Array, "*seeds"]
-    linearization: Float[Array, "*seeds"]
-    total: Float[Array, "*seeds"]
+    norm_squared: Float[Array | np.ndarray, "*seeds"]
+    largest: Float[Array | np.ndarray, "*seeds"]
+    linearization: Float[Array | np.ndarray, "*seeds"]
+    total: Float[Array | np.ndarray, "*seeds"]
 
 
 def _run(size: Size, key: Key[Array, ""]) -> Report:
