@@ -232,16 +232,18 @@ def _fit(
         converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
         if converged:
             break
-        # far from the goal, suprema need not be known to a fraction of it
-        accuracy = max(0.2 * target, 0.05 * (_reached(best) - max(best_dual[0], 0.0)))
-        worst = sets.worst(h, "error", accuracy, key)
-        candidate = (float(np.mean(worst.upper)), float(np.mean(worst.attained())), h)
-        if candidate[:2] < best[:2]:
-            best = candidate
-        converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
-        if converged:
-            break
-        new = _violated(kernel, h, worst, levels, 0.1 * target)
+        # far from the goal, suprema need not be known to a fraction of it, unless nothing else is left to learn
+        fine = 0.2 * target
+        coarse = max(fine, 0.05 * (_reached(best) - max(best_dual[0], 0.0)))
+        for accuracy in dict.fromkeys((coarse, fine)):
+            worst = sets.worst(h, "error", accuracy, key)
+            candidate = (float(np.mean(worst.upper)), float(np.mean(worst.attained())), h)
+            if candidate[:2] < best[:2]:
+                best = candidate
+            converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
+            new = None if converged else _violated(kernel, h, worst, levels, 0.1 * target)
+            if converged or new is not None:
+                break
         if new is None:
             break
         active = np.flatnonzero(found.weights > 1e-7 * groups.cap)

@@ -1,6 +1,7 @@
 """How the remainder of linearization grows with depth, radius and width of a ReLU network: trends, found by ascent."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.random as jr
@@ -105,7 +106,9 @@ def _layers(moving: str, depth: int) -> slice:
     return {"all layers": slice(None), "first layer": slice(0, 1), "last layer": slice(depth - 1, None)}[moving]
 
 
-def _trend(name: str, x: tuple[float, ...], values: Float[np.ndarray, "seeds n"], at_most: float, res: float) -> Claim:
+def _trend(
+    name: str, x: Sequence[float | int], values: Float[np.ndarray, "seeds n"], at_most: float, res: float
+) -> Claim:
     fit = slope_fit(np.array(x, float), values, confidence=0.95)
     half_width = max(fit.upper - fit.slope, fit.slope - fit.lower)
     note = f"a trend; interval over {len(values)} seeds at 95%"
