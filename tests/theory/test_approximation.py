@@ -9,10 +9,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.models import DeepReluNet, DeepReluParams, PairedTwoLayerNet, Softplus, Tanh
+from ntk_robust.models import DeepReluNet, DeepReluParams, PairedTwoLayerNet, Relu, Softplus, Tanh
 from ntk_robust.theory.checks import gao2019_depth as depth
 from ntk_robust.theory.checks import gao2019_random_features as features
 from ntk_robust.theory.checks.gao2019_linearization_remainder import Bending, largest_found
+from ntk_robust.theory.checks.gao2019_universality import degree_shares
 
 
 def test_no_search_beats_the_bound_and_the_construction_comes_closer_than_a_search():
@@ -117,3 +118,14 @@ def test_the_remainders_of_the_depth_check_are_those_of_the_librarys_network():
     reached = depth.largest_remainder(network, 4.0, slice(None), 20)
     assert depth.largest_remainder(network, 4.0, slice(0, 1), 20) > 0.0
     assert depth.largest_remainder(network, 1.0, slice(None), 20) < reached
+
+
+def test_shares_of_degrees_from_hermite_coefficients_enclose_those_of_the_closed_form():
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    angles = np.pi / 2 * (nodes + 1)
+    kernel = np.cos(angles) * (np.pi - angles) / np.pi  # of a ReLU, over its value at 1
+    for degree, lower, upper in zip(range(8), *degree_shares(Relu(), 8, 400), strict=True):
+        legendre = np.polynomial.legendre.Legendre.basis(degree)(np.cos(angles))
+        share = (2 * degree + 1) / 2 * float(np.sum(np.pi / 2 * weights * np.sin(angles) * kernel * legendre))
+        assert lower - 1e-12 <= share <= upper
+        assert (lower > 1e-3) == (degree in (0, 1, 2, 4, 6))
