@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -18,6 +19,7 @@ _WIDTHS = {"quick": (2**8, 2**10, 2**12, 2**14), "full": (2**8, 2**10, 2**12, 2*
 _RADII = (0.5, 1.0, 2.0, 4.0)
 _NUM_SEEDS = 4
 _SLOPE_RESOLUTION = 0.02
+_BLOCK = 4096
 
 
 class Bending(NamedTuple):
@@ -67,14 +69,31 @@ def largest_found(
     counts = np.unique(np.geomspace(1, len(nearest), 24).astype(int))
     moves = np.arange(len(nearest)) < counts[:, None]
     shifts = np.where(moves, radius / np.sqrt(counts)[:, None], 0.0) * -np.sign(z - target)
-    sigma, slope = (np.asarray(part(jnp.asarray(z))) for part in (bending.activation, bending.activation.derivative))
-    moved = np.asarray(bending.activation(jnp.asarray(z + shifts)))
+    sigma, slope = _evaluated(bending.activation, z)
+    moved = np.tile(sigma, (len(counts), 1))
+    moved[moves], _ = _evaluated(bending.activation, (z + shifts)[moves])
     root = math.sqrt(len(signs))
     values = (moved - sigma - slope * shifts) @ a / root
     sizes = np.sum((np.abs(moved) + np.abs(sigma) + np.abs(shifts)) * moves, axis=1) / root
     best = int(np.argmax(values))
     # Only the neurons that move enter the sums; activations are good to a few units in the last place.
     return float(values[best]), summation_error(int(counts[best]) + 10, float(sizes[best]))
+
+
+def _evaluated(
+    activation: AbstractActivation, z: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """σ and σ', in blocks of one size, so that one program does for all widths."""
+    padded = np.zeros(-(-len(z) // _BLOCK) * _BLOCK)
+    padded[: len(z)] = z
+    blocks = [_block(activation, jnp.asarray(block)) for block in padded.reshape(-1, _BLOCK)]
+    values, slopes = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*blocks, strict=True))
+    return values[: len(z)], slopes[: len(z)]
+
+
+@eqx.filter_jit
+def _block(activation: AbstractActivation, z: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    return activation(z), activation.derivative(z)
 
 
 def _report(bendings: dict[str, Bending], size: Size, key: Key[Array, ""], notes: tuple[str, ...]) -> Report:

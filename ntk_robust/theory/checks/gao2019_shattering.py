@@ -94,7 +94,10 @@ def realize(d: int, n: int, half_separation: Fraction, labelings: Int[np.ndarray
     for i, j in itertools.combinations(range(n), 2):
         separated &= np.sum((data[:, i] - data[:, j]) ** 2, axis=-1) > 4 * radius_squared
     points = q * d * np.eye(d, dtype=np.int64)
-    slack = radius_squared - np.sum((points - signs.swapaxes(-1, -2) * offsets) ** 2, axis=-1)
+    # |p_k − s_k o|² = |p_k|² − 2 s_k p_k·o + |o|² for each point k of a pair and the offset o of its data
+    inner = signs[:, :, 0] * (offsets[:, :, 0] @ points.T)
+    squared = np.sum(points**2, axis=1) - 2 * inner + np.sum(offsets**2, axis=-1)
+    slack = radius_squared - squared
     return Outcome(separated, np.all(slack >= 0, axis=(1, 2)), int(slack.min()) / radius_squared)
 
 
