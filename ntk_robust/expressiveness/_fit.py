@@ -213,7 +213,7 @@ def _fit(
         new = _violated(kernel, nothing, worst, np.zeros(sets.num_sets), gaps[1])
         cuts = cuts if new is None else extended(kernel, cuts, new)
     best_dual = (-np.inf, 0.0, 0.0)
-    converged, rounds = False, 0
+    new, converged, rounds = None, False, 0
     for rounds in range(1, max_rounds + 1):  # noqa: B007 - reported
         groups = Groups(cuts.sets, 1.0 / sets.num_sets, sets.num_sets)
         found = within_radius(cuts.matrix, cuts.offsets, groups, radius, penalty)

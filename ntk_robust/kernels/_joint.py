@@ -43,6 +43,7 @@ class JointKernel(eqx.Module):
         """Both kernels of all pairs of rows; without `x2` of `x1` with itself, exactly symmetric."""
         return matrix_of_pairs(self, x1, x2)
 
+    @eqx.filter_jit
     def diagonal(self, x: Float[Array, "n d"]) -> NtkAndNngp:
         """Both kernels of each row with itself."""
         return self.of_pairs(coincident_pairs(rows(x)))

@@ -62,6 +62,7 @@ class KernelPredictor(eqx.Module):
         if x_train.dtype != dual.dtype:
             raise ValueError(f"x_train is {x_train.dtype} and dual {dual.dtype}; cast one of them")
 
+    @eqx.filter_jit
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "*k"]:
         """The outputs at one point, of the training points' dtype.
 

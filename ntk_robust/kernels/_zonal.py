@@ -92,6 +92,7 @@ class ZonalKernel(AbstractDotProductKernel):
         kappa = jnp.where(pairs.acute, 1.0 - change, fit.at_opposite + change)
         return self.scale * (pairs.norm_x * pairs.norm_z) * kappa
 
+    @eqx.filter_jit
     def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$s (\|x\| - \|z\|)^2 + 2 s \|x\| \|z\| (1 - \kappa(u))$."""
         pairs = pair(x, z)

@@ -15,6 +15,7 @@ import pytest
 from ntk_robust.kernels import (
     DenseKernel,
     JointKernel,
+    KernelPredictor,
     ZonalKernel,
     analytic_nngp,
     analytic_ntk,
@@ -355,6 +356,22 @@ def test_the_number_of_traces_does_not_grow_with_the_number_of_kernels():
         kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
         matrix(eqx.tree_at(lambda k: k.scale, kernel, jnp.asarray(w_std)), x)
     assert count == 1
+
+
+@pytest.mark.parametrize("model", [FullyConnected(3, 4, 1, "scalar"), FullyConnected(3, 4, 1, "scalar", b_std=0.1)])
+def test_a_second_call_outside_of_jit_compiles_nothing(model, caplog):
+    kernel, x = analytic_ntk(model), jnp.eye(3)
+    predictor = KernelPredictor(kernel, x, jnp.ones(3))
+
+    def use() -> None:
+        jax.block_until_ready((kernel.gram(x), kernel.diagonal(x), kernel(x[0], x[1]), predictor(x[0])))
+
+    with jax.log_compiles():
+        use()
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        use()
+        assert "Compiling" not in caplog.text
 
 
 def test_the_fit_certifies_its_error():
