@@ -27,6 +27,7 @@ def code_of(page: Path) -> str:
         "docs/constructions.md",
         "docs/empirical_kernels.md",
         "docs/expressiveness.md",
+        "docs/landscape.md",
     ],
 )
 def test_the_code_of_a_page_runs_as_printed(name, tmp_path):
