@@ -19,7 +19,7 @@ from typing import Any
 import equinox as eqx
 
 SHARES = (0.0, 0.02, 0.1, 0.3)
-RADII = (0.5, 1.0, 2.0, 4.0, 8.0)
+RADII = (1.0, 2.0, 4.0, 8.0, 16.0)
 WIDTHS = (256, 4096)
 GRIDS = (1000, 4000, 16_000, 64_000)
 SECTIONS = ("norms-digits-linf", "norms-digits-l2", "norms-mnist-linf", "norms-mnist-l2", "curves", "grids", "surfaces")

@@ -1,5 +1,7 @@
 r"""The smallest worst-case error within a ball of the kernel's space, and how it falls with the radius."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -22,15 +24,17 @@ class Fit(Expanded):
         points: $x_j$ of $h = \sum_j \alpha_j k(·, x_j)$, of norm at most R.
         coefficients: $\alpha_j$.
         radius: R.
-        norm: The norm of h, from above.
+        norm: The norm of h, from above, or that of the function behind `error_upper`, if it is larger.
         error_lower: Certified lower bound of $\min_{\|h\| ≤ R} \frac1n \sum_i \sup_{B_i} |h - y|$: a value of the dual.
         error_attained: The largest mean error of this function that was found; no bound by itself.
-        error_upper: Certified upper bound of the minimum, that of this function; inf where the sets have none.
+        error_upper: Certified upper bound of the minimum, that of this function (of any that was tried, for
+            `AttackedSets`, whose certificates seldom close); inf where the sets have none.
         dual_value: $\langle λ, y\rangle$ of the dual solution, with $\sum_j |λ_{ij}| ≤ 1/n$.
         dual_norm: $\sqrt{λ^\top K λ}$, from above. For every radius r, `dual_value - r * dual_norm` is a lower bound.
         num_constraints: Constraints of the last program.
         num_rounds: Rounds of constraint generation.
-        converged: Whether the bounds met within the tolerance asked for.
+        converged: Whether the bounds met within the tolerance asked for; for `AttackedSets`, the lower one and
+            `error_attained`.
     """
 
     radius: float
@@ -200,17 +204,18 @@ def _fit(
     radius: float,
     cuts: Cuts,
     penalty: float,
-    best: tuple[float, float, Expansion] | None,
+    best: "_Best | None",
     gaps: tuple[float, float],
     max_rounds: int,
     key: Key[Array, ""],
-) -> tuple[Cuts, float, tuple[float, float, Expansion], Fit]:
+) -> tuple[Cuts, float, "_Best", Fit]:
     # what was feasible in a smaller ball is feasible here, and the function 0 in all of them
     if best is None:
         nothing = make_expansion(kernel, cuts.points, np.zeros(len(cuts.points)), cuts.gram)
         worst = sets.worst(nothing, "error", gaps[1], key)
-        best = (float(np.mean(worst.upper)), float(np.mean(worst.attained())), nothing)
-        new = _violated(kernel, nothing, worst, np.zeros(sets.num_sets), gaps[1])
+        levels = np.zeros(sets.num_sets)
+        best = _Best(nothing, *_errors(worst, levels), nothing.norm)
+        new = _violated(kernel, nothing, worst, levels, gaps[1])
         cuts = cuts if new is None else extended(kernel, cuts, new)
     best_dual = (-np.inf, 0.0, 0.0)
     new, converged, rounds = None, False, 0
@@ -229,18 +234,18 @@ def _fit(
         errors = cuts.offsets - cuts.signs * (cuts.gram @ coefficients)
         levels = _levels(cuts, errors, sets.num_sets)
         target = max(gaps[1], gaps[0] * max(best_dual[0], 0.0))
-        converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
+        reached = best.reached(sets)
+        converged = reached - best_dual[0] <= max(gaps[1], gaps[0] * reached)
         if converged:
             break
         # far from the goal, suprema need not be known to a fraction of it, unless nothing else is left to learn
         fine = 0.2 * target
-        coarse = max(fine, 0.05 * (_reached(best) - max(best_dual[0], 0.0)))
+        coarse = max(fine, 0.05 * (reached - max(best_dual[0], 0.0)))
         for accuracy in dict.fromkeys((coarse, fine)):
             worst = sets.worst(h, "error", accuracy, key)
-            candidate = (float(np.mean(worst.upper)), float(np.mean(worst.attained())), h)
-            if candidate[:2] < best[:2]:
-                best = candidate
-            converged = _reached(best) - best_dual[0] <= max(gaps[1], gaps[0] * _reached(best))
+            best = best.or_better(sets, h, worst, levels)
+            reached = best.reached(sets)
+            converged = reached - best_dual[0] <= max(gaps[1], gaps[0] * reached)
             new = None if converged else _violated(kernel, h, worst, levels, 0.1 * target)
             if converged or new is not None:
                 break
@@ -253,12 +258,12 @@ def _fit(
     fit = Fit(
         radius=radius,
         kernel=kernel,
-        points=best[2].points,
-        coefficients=best[2].coefficients,
-        norm=min(best[2].norm, radius),
+        points=best.h.points,
+        coefficients=best.h.coefficients,
+        norm=min(max(best.h.norm, best.norm), radius),
         error_lower=max(best_dual[0], 0.0),
-        error_attained=best[1],
-        error_upper=best[0],
+        error_attained=best.attained,
+        error_upper=best.upper,
         dual_value=best_dual[1],
         dual_norm=best_dual[2],
         num_constraints=len(cuts.signs),
@@ -268,9 +273,36 @@ def _fit(
     return cuts, penalty, best, fit
 
 
-def _reached(candidate: tuple[float, float, Expansion]) -> float:
-    """The certified error, or the one attained where there is no certificate."""
-    return candidate[0] if np.isfinite(candidate[0]) else candidate[1]
+class _Best(NamedTuple):
+    """What has been reached: a function, its error as far as it is known, and the smallest certified error.
+
+    Attributes:
+        h: The function.
+        attained: The largest mean error of it that was found.
+        upper: The smallest certified error.
+        norm: The norm of the function that has it.
+    """
+
+    h: Expansion
+    attained: float
+    upper: float
+    norm: float
+
+    def reached(self, sets: AbstractSets) -> float:
+        """The certified error, or the one attained where certificates cannot be asked to close."""
+        return self.upper if sets.closes else self.attained
+
+    def or_better(self, sets: AbstractSets, h: Expansion, worst: Worst, levels: Float[np.ndarray, " n"]) -> "_Best":
+        """This, or another function that is better, by its certificate where certificates close."""
+        attained, upper = _errors(worst, levels)
+        ahead = (upper, attained) < (self.upper, self.attained) if sets.closes else attained < self.attained
+        certified = (upper, h.norm) if upper < self.upper else (self.upper, self.norm)
+        return _Best(h, attained, *certified) if ahead else _Best(self.h, self.attained, *certified)
+
+
+def _errors(worst: Worst, levels: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The mean over sets of the largest values found, now or among the constraints, and of the upper bounds."""
+    return float(np.mean(np.maximum(worst.attained(), levels))), float(np.mean(worst.upper))
 
 
 def _levels(cuts: Cuts, errors: Float[np.ndarray, " n"], count: int) -> Float[np.ndarray, " sets"]:

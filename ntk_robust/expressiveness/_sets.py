@@ -7,7 +7,7 @@ bounds its worst value from above, which becomes the certificate.
 import abc
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -61,7 +61,13 @@ class Worst(NamedTuple):
 
 
 class AbstractSets(eqx.Module):
-    """n sets of inputs with targets, on each of which a function counts by its worst point."""
+    """n sets of inputs with targets, on each of which a function counts by its worst point.
+
+    Attributes:
+        closes: Whether upper bounds of suprema come as close to the values found as is asked for.
+    """
+
+    closes: eqx.AbstractClassVar[bool]
 
     @property
     @abc.abstractmethod
@@ -91,6 +97,7 @@ class PointSets(AbstractSets):
         ValueError: If shapes disagree or the points are not in float64.
     """
 
+    closes: ClassVar[bool] = True
     points: Float[Array, "n j d"] = eqx.field(converter=jnp.asarray)
     targets: Float[Array, "n j"] = eqx.field(converter=jnp.asarray)
 
@@ -141,6 +148,7 @@ class AttackedSets(AbstractSets):
         ValueError: If shapes disagree or the inputs are not in float64.
     """
 
+    closes: ClassVar[bool] = False
     xs: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
     targets: Float[Array, " n"] = eqx.field(converter=jnp.asarray)
     perturbations: AbstractPerturbationSet
@@ -213,6 +221,7 @@ class ArcSets(AbstractSets):
         ValueError: If the centers are not in $R^3$ and on one circle, not in float64, or targets do not match.
     """
 
+    closes: ClassVar[bool] = True
     xs: Float[Array, "n 3"] = eqx.field(converter=jnp.asarray)
     perturbations: SphereSlice
     targets: Float[Array, " n"] | Callable[[Float[Array, " 3"]], Float[Array, ""]]

@@ -9,6 +9,7 @@ reproducing property $|\partial^2 h(x)| = |\langle h, \partial^2 k_x\rangle|$.
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ class SurfaceSets(AbstractSets):
         ValueError: If the bounds are not finite and positive, or the points not in float64.
     """
 
+    closes: ClassVar[bool] = True
     triangles: Float[Array, "t 3 d"] = eqx.field(converter=jnp.asarray)
     target: Callable[[Float[Array, " d"]], Float[Array, ""]]
     target_bend: float

@@ -6,9 +6,17 @@ import pytest
 import scipy.optimize
 from jaxtyping import Array, Float
 
-from ntk_robust.attacks import SphereSlice
+from ntk_robust.attacks import LinfBall, SphereSlice
 from ntk_robust.data import circle_points
-from ntk_robust.expressiveness import ArcSets, PointSets, TangentKernel, best_fit, error_curve, whole_circle
+from ntk_robust.expressiveness import (
+    ArcSets,
+    AttackedSets,
+    PointSets,
+    TangentKernel,
+    best_fit,
+    error_curve,
+    whole_circle,
+)
 from ntk_robust.kernels import AbstractKernel, analytic_ntk
 from ntk_robust.models import PairedTwoLayerNet, Relu, Softplus
 
@@ -88,6 +96,22 @@ def test_suprema_on_arcs_are_between_a_dense_grid_and_the_certificate(finite, ke
         params = kernel.displaced(curve.fits[0].points, curve.fits[0].coefficients)
         moved = np.sqrt(np.sum((params.plus - net.init(key=key).plus) ** 2) * 2)
         assert abs(moved / curve.fits[0].norm - 1) < 1e-6
+
+
+@pytest.mark.slow
+def test_where_certificates_do_not_close_the_function_is_the_one_that_the_attack_cannot_fault(key):
+    net = PairedTwoLayerNet(3, 16, Softplus())
+    xs, ys = circle_points(2)
+    sets = AttackedSets(xs, ys, LinfBall(0.3))
+    fit = best_fit(TangentKernel(net, net.init(key=key)), sets, 1.0, relative_gap=0.05)
+    assert fit.converged
+    assert 0.0 < fit.error_lower <= fit.error_attained <= 1.05 * fit.error_lower < 1.0
+    # that of another function: 0 has the error 1, and this one no certificate so good
+    assert fit.error_upper == 1.0
+    grid = np.stack(np.meshgrid(*[np.linspace(-0.3, 0.3, 7)] * 3), axis=-1).reshape(-1, 1, 3) + np.asarray(xs)
+    values = np.asarray(fit.kernel.gram(jnp.asarray(grid.reshape(-1, 3)), fit.points) @ fit.coefficients)
+    worst = np.max(np.abs(values.reshape(-1, 2) - np.asarray(ys)), axis=0)
+    assert np.mean(worst) <= fit.error_attained * 1.01
 
 
 def test_a_target_that_rises_faster_than_promised_would_be_noticed():
