@@ -1,6 +1,8 @@
 """Strict numerics and checked shapes for every test, and keys that do not depend on the order of tests."""
 
+import os
 import zlib
+from importlib.metadata import version
 
 import jax
 import jaxtyping
@@ -9,6 +11,23 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _flags_of_fast_compilation() -> str:
+    """Flags without which compiling small programs is two thirds of the time of these tests.
+
+    LLVM leaves its optimizations out; XLA keeps its own. An unknown flag ends the process, so that only releases that
+    were tried get any.
+    """
+    release = tuple(int(part) for part in version("jaxlib").split(".")[:2])
+    flags = ["backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_parallel_codegen_split_count=1"]
+    if release < (0, 11):
+        flags.append("cpu_use_fusion_emitters=false")
+    return " ".join(f"--xla_{flag}" for flag in flags) if release < (0, 13) else ""
+
+
+# XLA reads them when it compiles for the first time. XLA_FLAGS= in the environment tests what users run.
+os.environ.setdefault("XLA_FLAGS", _flags_of_fast_compilation())
 
 _HOOK = jaxtyping.install_import_hook("ntk_robust", "beartype.beartype")
 

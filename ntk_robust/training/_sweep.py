@@ -1,7 +1,8 @@
 """Several runs at once."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,17 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_robust._core import AbstractProgress, SilentProgress
 from ntk_robust.training._fit import TrainingResult, finish, prepare
-from ntk_robust.training._loop import Program, advance, advance_together, start, start_together
+from ntk_robust.training._loop import Carry, Program, advance, advance_together, start, start_together
 from ntk_robust.training._static import split
+
+_MEASURED_TURNS = 20
 
 
 def sweep(
-    runs: Sequence[Mapping[str, Any]], *, vectorize: bool | None = None, progress: AbstractProgress | None = None
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    vectorize: bool | Literal["measured"] | None = None,
+    progress: AbstractProgress | None = None,
 ) -> list[TrainingResult]:
     """The results of many runs, in their order; runs that differ in numbers alone share one compiled program.
 
@@ -27,15 +33,16 @@ def sweep(
         runs: For each run the arguments of `fit` by name ("apply_fn", "params", "xs", "ys", "loss", ...), without those
             of the host: steps_per_chunk, checkpoints, callback, progress, throw.
         vectorize: Whether runs that share a program also run in one, by `jax.vmap`, instead of in turn. None decides by
-            the device: in turn on a CPU, where a large network has nothing to gain, together elsewhere. It changes
-            rounding, not meaning.
+            the device: in turn on a CPU, where a large network has nothing to gain, together elsewhere. "measured"
+            tries both for twenty steps and takes the faster one, which costs compiling both; another sweep may then
+            choose otherwise. It changes rounding, not meaning.
         progress: Where to report, an `AbstractProgress`; None is silence.
 
     Returns:
         One result per run. A run that meets numbers that are not finite stops alone, with `finite=False`.
 
     Raises:
-        ValueError: As `fit`, and for names that `fit` does not take.
+        ValueError: As `fit`, for names that `fit` does not take, and for another `vectorize`.
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax
@@ -53,14 +60,18 @@ def sweep(
         prepared = [prepare(**run) for run in runs]
     except TypeError as error:
         raise ValueError(f"a run of the sweep does not fit: {error}; name the arguments of fit") from error
+    if vectorize not in (True, False, None, "measured"):
+        raise ValueError(f'vectorize is {vectorize!r}; give True, False, None or "measured"')
     vectorize = jax.default_backend() != "cpu" if vectorize is None else vectorize
     results: dict[int, TrainingResult] = {}
     with (progress or SilentProgress()).task("sweep", len(runs)) as task:
         for group in _groups(prepared, vectorize):
             programs, trained = [prepared[i][0] for i in group], [prepared[i][1] for i in group]
             steps = programs[0].num_steps + 1
-            if len(group) == 1:
-                carries = [advance(programs[0], start(programs[0], trained[0]), 0, steps)]
+            if len(group) == 1 or (vectorize == "measured" and not faster_together(programs, trained)):
+                carries = [
+                    advance(program, start(program, p), 0, steps) for program, p in zip(programs, trained, strict=True)
+                ]
             else:
                 stacked = advance_together(programs, start_together(programs, trained), 0, steps)
                 carries = [jax.tree.map(lambda leaf, row=row: leaf[row], stacked) for row in range(len(group))]
@@ -101,7 +112,32 @@ class _Scaled:
         return hash(self.optimizer)
 
 
-def _groups(prepared: Sequence[tuple[Program, PyTree]], vectorize: bool) -> list[list[int]]:
+def faster_together(
+    programs: Sequence[Program], trained: Sequence[PyTree], clock: Callable[[], float] = time.perf_counter
+) -> bool:
+    """Whether some steps of all runs, stacked, take less time than those of one run times their number.
+
+    Args:
+        programs: Runs that can be stacked.
+        trained: Their initial weights.
+        clock: Seconds.
+    """
+    turns = min(_MEASURED_TURNS, programs[0].num_steps)
+
+    def seconds(advanced: Callable[[Carry, int, int], Carry], carry: Carry) -> float:
+        carry = jax.block_until_ready(advanced(carry, 0, 1))  # compiles
+        began = clock()
+        jax.block_until_ready(advanced(carry, 1, 1 + turns))
+        return clock() - began
+
+    in_turn = seconds(lambda carry, *turns: advance(programs[0], carry, *turns), start(programs[0], trained[0]))
+    together = seconds(
+        lambda carry, *turns: advance_together(programs, carry, *turns), start_together(programs, trained)
+    )
+    return together < len(programs) * in_turn
+
+
+def _groups(prepared: Sequence[tuple[Program, PyTree]], vectorize: bool | str) -> list[list[int]]:
     """Runs that can be stacked, by their place; one by one where they should not be."""
     if not vectorize:
         return [[i] for i in range(len(prepared))]

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from ntk_robust.attacks import PGD, LinfBall
 from ntk_robust.losses import Squared
 from ntk_robust.training import DisplacementProbe, at_rate, fit, sweep
+from ntk_robust.training._fit import prepare
+from ntk_robust.training._sweep import faster_together
 
 XS = jr.normal(jr.key(0), (6, 4))
 YS = jnp.sign(jr.normal(jr.key(1), (6,)))
@@ -73,6 +76,20 @@ def test_runs_in_turn_have_the_bits_of_fit_and_compile_once_per_shape(alone):
     assert Counted.traces - before <= len(RUNS)
 
 
+@pytest.mark.parametrize(("seconds", "together"), [((1.0, 1.9), True), ((1.0, 2.1), False)])
+def test_a_measured_sweep_takes_the_faster_way(seconds, together):
+    programs, trained = zip(*(prepare(**run) for run in RUNS[:2]), strict=True)
+    ticks = iter((0.0, seconds[0], 10.0, 10.0 + seconds[1]))
+    assert faster_together(programs, trained, lambda: next(ticks)) is together
+
+
+@pytest.mark.slow
+def test_a_measured_sweep_agrees_with_runs_alone(alone):
+    for single, swept in zip(alone, sweep(RUNS, vectorize="measured"), strict=True):
+        if single.finite:
+            assert_close(swept, single, rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_runs_vectorized_agree_with_runs_alone_and_one_that_diverges_stops_alone(alone):
     swept = sweep(RUNS, vectorize=True)
@@ -89,6 +106,9 @@ def test_a_rate_as_a_number_equals_the_rate_inside_the_transformation(alone):
     assert_close(inside, alone[0], rtol=1e-12)
 
 
-def test_names_that_fit_does_not_take_are_refused():
+def test_names_that_fit_does_not_take_and_unknown_ways_are_refused():
+    # the hook of the tests checks annotations before the function sees its arguments
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="'fastest'"):
+        sweep(RUNS, vectorize="fastest")
     with pytest.raises(ValueError, match="learning_rate"):
         sweep([a_run() | {"learning_rate": 0.1}])
