@@ -117,14 +117,12 @@ def curves() -> dict[str, Any]:
     from ntk_robust import attacks, data, expressiveness, kernels, models
 
     xs, ys = data.circle_points(4)
-    sets = {"4 arcs of a circle": expressiveness.ArcSets(xs, attacks.SphereSlice(0.2), ys)}
+    arcs = expressiveness.ArcSets(xs, attacks.SphereSlice(0.2), ys)
     digits = data.subset(data.binary_task(data.load_dataset("digits"), (3, 8)), 40, 2, key=jr.key(0))
     points = data.to_sphere_slice(digits.x_train.astype(float))
-    sets["40 digits, caps of radius 0.05"] = expressiveness.AttackedSets(
-        points, digits.y_train.astype(float), attacks.SphereSlice(0.05)
-    )
+    caps = expressiveness.AttackedSets(points, digits.y_train.astype(float), attacks.SphereSlice(0.05))
     found = {}
-    for name, each in sets.items():
+    for name, each in (("4 arcs of a circle", arcs), ("40 digits, caps of radius 0.05", caps)):
         dim = each.xs.shape[1]
         wide = models.PairedTwoLayerNet(dim, WIDTHS[-1], models.Softplus())
         tried = {"infinite": kernels.analytic_ntk(wide)}

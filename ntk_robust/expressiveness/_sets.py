@@ -67,7 +67,7 @@ class AbstractSets(eqx.Module):
         closes: Whether upper bounds of suprema come as close to the values found as is asked for.
     """
 
-    closes: eqx.AbstractClassVar[bool]
+    closes: ClassVar[bool]
 
     @property
     @abc.abstractmethod
