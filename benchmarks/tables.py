@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -367,6 +368,76 @@ def robust_norms_figure() -> "Figure":
     )
 
 
+def best_errors() -> str:
+    """Smallest robust losses against the radius, of the infinitely wide kernel and of finite networks."""
+    rows = [
+        [name, which, *(_between(row) for row in found["rows"]), f"{found['cpu_s']:.0f}"]
+        for (name, which), found in _curves().items()
+    ]
+    radii = [f"R = {row['radius']:g}" for row in next(iter(_curves().values()))["rows"]]
+    return _markdown(["sets", "kernel", *radii, "CPU s"], rows)
+
+
+def _curves() -> dict[tuple[str, str], dict]:
+    found = _results("bench_expressiveness")["curves"].items()
+    return {(name.split(": ")[0], name.split(": ")[1]): curve for name, curve in found}
+
+
+def _between(row: dict) -> str:
+    """The certified bounds, or the lower one and what a search left where the upper one does not close."""
+    upper = row["error_upper"]
+    closed = upper is not None and upper - row["error_lower"] <= 0.05 * max(upper, 1e-9)
+    return f"{row['error_lower']:.3f}–{upper if closed else row['error_attained']:.3f}" + ("" if closed else " ?")
+
+
+def best_errors_figure() -> "Figure":
+    """The same as curves."""
+    from ntk_robust._core import Figure, Series
+
+    series = []
+    for (name, which), found in _curves().items():
+        rows = found["rows"]
+        lower, attained = ([row[key] for row in rows] for key in ("error_lower", "error_attained"))
+        label = f"{name.split(',')[0].removesuffix(' of a circle')}, {which}"
+        series.append(Series(label, [row["radius"] for row in rows], attained, lower, attained))
+    return Figure(
+        name="best_errors",
+        title="Smallest robust loss within a ball",
+        x_label="radius R",
+        y_label="smallest mean worst-case error",
+        series=tuple(series),
+        x_scale="log",
+        caption="Bands from the certified lower bound to the loss that was reached.",
+    )
+
+
+def grid_fits() -> str:
+    """Uniform approximation on grids of growing size."""
+    columns = ["grid points", "error, lower bound", "upper bound", "points in the last program", "rounds", "CPU s"]
+    return _fits("grids", columns, lambda row: [f"{row['points']:,}"])
+
+
+def surface_fits() -> str:
+    """Errors certified on whole surfaces."""
+    columns = ["surface and kernel", "R", "error, lower bound", "upper bound", "points in the last program", "rounds"]
+    return _fits("surfaces", [*columns, "CPU s"], lambda row: [row["case"], f"{row['radius']:g}"])
+
+
+def _fits(section: str, columns: list[str], first: Callable[[dict], list[str]]) -> str:
+    rows = [
+        [
+            *first(row),
+            f"{row['error_lower']:.4f}",
+            f"{row['error_upper']:.4f}",
+            str(row["constraints"]),
+            str(row["rounds"]),
+            f"{row['cpu_s']:.1f}",
+        ]
+        for row in _results("bench_expressiveness")[section]
+    ]
+    return _markdown(columns, rows)
+
+
 def _norm_sections() -> list[tuple[str, dict]]:
     record = _results("bench_expressiveness")
     return [(name, part) for name, part in record.items() if name.startswith("norms-")]
@@ -595,13 +666,16 @@ TABLES = {
     "input_scale_regimes": input_scale_regimes,
     "landscapes": landscapes,
     "robust_norms": robust_norms,
+    "best_errors": best_errors,
+    "grid_fits": grid_fits,
+    "surface_fits": surface_fits,
     "gao2019_verdicts": gao2019_verdicts,
     "gao2019_claims": gao2019_claims,
     "shi2024_verdicts": shi2024_verdicts,
     "shi2024_claims": shi2024_claims,
     "robust_overfitting": robust_overfitting,
 }
-FIGURES = {"robust_norms.svg": robust_norms_figure}
+FIGURES = {"robust_norms.svg": robust_norms_figure, "best_errors.svg": best_errors_figure}
 
 if __name__ == "__main__":
     main()
