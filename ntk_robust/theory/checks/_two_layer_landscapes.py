@@ -91,10 +91,14 @@ class Problem(NamedTuple):
 
     @property
     def rounding(self) -> float:
-        """Bound for the rounding of one evaluation of f, for outputs of the activation up to 1 + |z|."""
-        reach = np.linalg.norm(np.asarray(self.net.weights), axis=1) * float(jnp.linalg.norm(self.x) + self.epsilon)
-        terms = sum(self.net.weights.shape) + 8
-        return summation_error(terms, float(np.abs(np.asarray(self.net.readout)) @ (1 + reach) + abs(self.target)))
+        """Bound for the rounding of one evaluation of f in the ball, for outputs of the activation up to 1 + |z|."""
+        net, lipschitz = self.net, self.net.activation.lipschitz
+        sizes, readout = np.linalg.norm(np.asarray(net.weights), axis=1), np.abs(np.asarray(net.readout))
+        reach = sizes * float(jnp.linalg.norm(self.x) + self.epsilon)
+        outputs = 1 + np.abs(np.asarray(net.weights @ self.x)) + float(self.epsilon) * sizes
+        of_inner = (lipschitz if math.isfinite(lipschitz) else 1.0) * float(readout @ reach)
+        of_outer = float(readout @ outputs + abs(self.target))
+        return summation_error(net.weights.shape[1] + 2, of_inner) + summation_error(len(sizes) + 8, of_outer)
 
 
 def generator(key: Key[Array, ""]) -> np.random.Generator:

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     attack_steps: int
 
 
-_SIZES = {"quick": Setting(12, 12, 10, 24, 60, 2), "full": Setting(20, 20, 10, 50, 150, 4)}
+_SIZES = {"quick": Setting(12, 12, 10, 24, 60, 2), "full": Setting(48, 20, 10, 50, 150, 4)}
 
 
 def _softplus(z: np.ndarray) -> np.ndarray:
