@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._double import in_double, lost_by_rounding
@@ -53,7 +54,7 @@ class DenseKernel(AbstractDotProductKernel):
         if min(self.weight_terms + self.bias_terms) < 0.0:
             raise ValueError(f"terms {self.weight_terms}, {self.bias_terms} are negative; give numbers of at least 0")
 
-    @eqx.filter_jit
+    @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle.
 
@@ -66,7 +67,7 @@ class DenseKernel(AbstractDotProductKernel):
         lost = lost_by_rounding(x, pairs.norm_x), lost_by_rounding(z, pairs.norm_z)
         return self._of_pairs_in_double(pairs, *lost)
 
-    @eqx.filter_jit
+    @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine; in closed form as accurate as that of a pair."""
         points = rows(x)
@@ -145,7 +146,7 @@ class DenseKernel(AbstractDotProductKernel):
         terms = tuple(jnp.asarray(term, first.dtype) for term in terms)
         return tuple(gains[-1] * theta for theta in jax.lax.scan(layer, (inputs, thetas), terms)[0][1])
 
-    @eqx.filter_jit
+    @compiled
     def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""The same recursion for $D = \Theta(x,x) + \Theta(z,z) - 2\Theta(x,z)$, where every term is non-negative.
 

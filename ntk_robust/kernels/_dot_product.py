@@ -3,13 +3,13 @@
 import abc
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._pairs import (
     REPAIR_THRESHOLD,
     Pair,
@@ -38,7 +38,7 @@ class AbstractDotProductKernel(AbstractKernel):
     def of_pairs(self, pairs: Pair) -> Float[Array, "..."]:
         """$K$ of pairs whose parts broadcast against each other."""
 
-    @eqx.filter_jit
+    @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle."""
         return self.of_pairs(pair(x, z))
@@ -71,13 +71,13 @@ class AbstractDotProductKernel(AbstractKernel):
             raise ValueError(f"out is {out.dtype}{out.shape} and the matrix {x1.dtype}{(n, n)}; make them agree")
         return matrix_of_pairs(self, x1, x2, out)
 
-    @eqx.filter_jit
+    @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine."""
         return self.of_pairs(coincident_pairs(rows(x)))
 
 
-@eqx.filter_jit
+@compiled
 def matrix_of_pairs(
     kernel: Any, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None, out: Any = None
 ) -> Any:

@@ -6,6 +6,7 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel, matrix_of_pairs
 from ntk_robust.kernels._pairs import Pair, coincident_pairs, rows
@@ -43,7 +44,7 @@ class JointKernel(eqx.Module):
         """Both kernels of all pairs of rows; without `x2` of `x1` with itself, exactly symmetric."""
         return matrix_of_pairs(self, x1, x2)
 
-    @eqx.filter_jit
+    @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> NtkAndNngp:
         """Both kernels of each row with itself."""
         return self.of_pairs(coincident_pairs(rows(x)))

@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._pairs import Pair, cross_pairs, rows
 
@@ -62,7 +63,7 @@ class KernelPredictor(eqx.Module):
         if x_train.dtype != dual.dtype:
             raise ValueError(f"x_train is {x_train.dtype} and dual {dual.dtype}; cast one of them")
 
-    @eqx.filter_jit
+    @compiled
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "*k"]:
         """The outputs at one point, of the training points' dtype.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._neural_tangents import load_neural_tangents
 from ntk_robust.models import (
     Abs,
@@ -53,7 +54,7 @@ class NeuralTangentsKernel(AbstractKernel):
         """The kernel of two flat examples."""
         return self.gram(x[None], z[None])[0, 0]
 
-    @eqx.filter_jit
+    @compiled
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """The kernel of all pairs of rows, each a flat example; without `x2` exactly symmetric."""
         shape = self.model.image_shape if isinstance(self.model, Convolutional) else self.model.sequence_shape
@@ -64,7 +65,7 @@ class NeuralTangentsKernel(AbstractKernel):
             matrix = _kernel_fn(self.model)(*examples, self.which).astype(x1.dtype)
         return matrix if x2 is not None else jnp.triu(matrix) + jnp.triu(matrix, 1).T
 
-    @eqx.filter_jit
+    @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The kernel of each row with itself."""
         return jax.lax.map(lambda row: self(row, row), x)

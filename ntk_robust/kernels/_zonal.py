@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._arc_cosine import angle_parts
 from ntk_robust.kernels._base import Scalar
+from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._pairs import Pair, pair
 from ntk_robust.kernels._polynomials import Coefficients, fit_unit_interval, horner, rounded, sqrt_of_distance
@@ -92,7 +93,7 @@ class ZonalKernel(AbstractDotProductKernel):
         kappa = jnp.where(pairs.acute, 1.0 - change, fit.at_opposite + change)
         return self.scale * (pairs.norm_x * pairs.norm_z) * kappa
 
-    @eqx.filter_jit
+    @compiled
     def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$s (\|x\| - \|z\|)^2 + 2 s \|x\| \|z\| (1 - \kappa(u))$."""
         pairs = pair(x, z)

@@ -372,6 +372,7 @@ def test_a_second_call_outside_of_jit_compiles_nothing(model, caplog):
         caplog.clear()
         use()
         assert "Compiling" not in caplog.text
+    assert [len(jax.jit(method)(x)) for method in (kernel.gram, kernel.diagonal)] == [3, 3]  # bound methods hash
 
 
 def test_the_fit_certifies_its_error():
