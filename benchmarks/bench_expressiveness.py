@@ -21,7 +21,7 @@ import equinox as eqx
 SHARES = (0.0, 0.02, 0.1, 0.3)
 RADII = (1.0, 2.0, 4.0, 8.0, 16.0)
 WIDTHS = (256, 4096)
-GRIDS = (1000, 4000, 16_000, 64_000)
+GRIDS = ((1000, 2.0), (4000, 2.0), (16_000, 2.0), (64_000, 2.0), (4000, 4.0))  # points and radius
 SECTIONS = ("norms-digits-linf", "norms-digits-l2", "norms-mnist-linf", "norms-mnist-l2", "curves", "grids", "surfaces")
 
 
@@ -157,17 +157,18 @@ def grids() -> list[dict[str, Any]]:
 
     kernel = kernels.analytic_ntk(models.FullyConnected(3, 512, 1, "scalar"))
     rows = []
-    for count in GRIDS:
+    for count, radius in GRIDS:
         side = round(math.sqrt(count))
         u, v = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
         points = np.stack([u.ravel(), v.ravel(), np.ones(side * side)], axis=1)
         targets = np.sin(3 * points[:, 0]) * np.cos(2 * points[:, 1])
         jax.clear_caches()
         before = time.process_time()
-        fit = expressiveness.best_fit(kernel, expressiveness.PointSets(points[None], targets[None]), 8.0)
+        fit = expressiveness.best_fit(kernel, expressiveness.PointSets(points[None], targets[None]), radius)
         rows.append(
             {
                 "points": side * side,
+                "radius": radius,
                 "error_lower": fit.error_lower,
                 "error_upper": fit.error_upper,
                 "constraints": fit.num_constraints,
@@ -208,7 +209,7 @@ def surfaces() -> list[dict[str, Any]]:
     ]
     rows = []
     for name, kernel, sets in cases:
-        for radius in (2.0, 8.0):
+        for radius in (2.0, 4.0):
             before = time.process_time()
             fit = expressiveness.best_fit(kernel, sets, radius, relative_gap=0.05)
             rows.append(

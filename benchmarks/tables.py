@@ -386,7 +386,7 @@ def _curves() -> dict[tuple[str, str], dict]:
 def _between(row: dict) -> str:
     """The certified bounds, or the lower one and what a search left where the upper one does not close."""
     upper = row["error_upper"]
-    closed = upper is not None and upper - row["error_lower"] <= 0.05 * max(upper, 1e-9)
+    closed = upper is not None and upper - row["error_lower"] <= 0.03 * upper
     return f"{row['error_lower']:.3f}–{upper if closed else row['error_attained']:.3f}" + ("" if closed else " ?")
 
 
@@ -399,22 +399,22 @@ def best_errors_figure() -> "Figure":
         rows = found["rows"]
         lower, attained = ([row[key] for row in rows] for key in ("error_lower", "error_attained"))
         label = f"{name.split(',')[0].removesuffix(' of a circle')}, {which}"
-        series.append(Series(label, [row["radius"] for row in rows], attained, lower, attained))
+        style = "line" if which == "infinite" else "points" if which == "m = 4096" else "dashed"
+        series.append(Series(label, [row["radius"] for row in rows], attained, lower, attained, style))
     return Figure(
         name="best_errors",
         title="Smallest robust loss within a ball",
         x_label="radius R",
         y_label="smallest mean worst-case error",
         series=tuple(series),
-        x_scale="log",
         caption="Bands from the certified lower bound to the loss that was reached.",
     )
 
 
 def grid_fits() -> str:
     """Uniform approximation on grids of growing size."""
-    columns = ["grid points", "error, lower bound", "upper bound", "points in the last program", "rounds", "CPU s"]
-    return _fits("grids", columns, lambda row: [f"{row['points']:,}"])
+    columns = ["grid points", "R", "error, lower bound", "upper bound", "points in the last program", "rounds", "CPU s"]
+    return _fits("grids", columns, lambda row: [f"{row['points']:,}", f"{row['radius']:g}"])
 
 
 def surface_fits() -> str:
