@@ -1,7 +1,8 @@
 """One protocol for every registered check.
 
 Where NTK_ROBUST_REPORT names the folder of a report of `reproduce --profile quick`, its records are graded and compared
-with a second run in this process; else both runs are made here.
+with a second run in this process, which needs the compiler's settings of the first one (XLA_FLAGS=); else both runs are
+made here.
 """
 
 import functools
