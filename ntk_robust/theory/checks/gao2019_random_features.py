@@ -3,6 +3,7 @@
 import math
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from ntk_robust._core import Figure, Series, SlopeFit, Table, slope_fit
 from ntk_robust.expressiveness import FeatureNetwork, random_feature_network, representer
-from ntk_robust.models import AbstractActivation, PairedParams, PairedTwoLayerNet, Softplus, Tanh
+from ntk_robust.models import AbstractActivation, PairedTwoLayerNet, Softplus, Tanh
 from ntk_robust.theory._check import Check, Size
 from ntk_robust.theory._claim import Claim, summation_error
 from ntk_robust.theory._report import Report
@@ -247,8 +248,7 @@ def _measure(
     for width in widths:
         found = networks(PairedTwoLayerNet(3, width, activation), keys, target, variant)
         if alike:
-            params = PairedParams(found.params.plus, found.params.plus, found.params.signs)
-            found = FeatureNetwork(found.net, found.start, params, found.importance)
+            found = eqx.tree_at(lambda network: network.params.minus, found, found.params.plus)
         columns.append(approximant_errors(found, target))
     return Errors(*(np.stack(parts, axis=1) for parts in zip(*columns, strict=True)))
 
