@@ -358,7 +358,7 @@ def test_kernels_over_two_devices_are_the_kernels_at_once(ways, points):
     completed = subprocess.run(
         [sys.executable, "-W", "error", "-c", TWO_DEVICES],
         input=json.dumps([x1.tolist(), x2.tolist(), ways]),
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"},
         capture_output=True,
         text=True,
         check=False,
