@@ -121,13 +121,13 @@ def _claims_of_sphere(name: str, found: HarmonicSupport) -> list[Claim]:
     lower, upper = degree_shares(_CASES[name].activation, _DEGREES, _TERMS)
     return [
         Claim(
-            f"largest share of the degrees {', '.join(map(str, missing))}, {name}",
+            f"largest share of a degree that must vanish, {name}",
             float(abs(found.mass[largest])) / found.total,
             "==",
             0.0,
             float(np.max(found.error[missing])) / found.total,
             1e-12,
-            "on the whole sphere of three dimensions; uncertainty of quadrature and rounding",
+            f"degrees {', '.join(map(str, missing))} of the whole sphere; uncertainty of quadrature and rounding",
         ),
         Claim(
             f"smallest share of another degree below 8, {name}",
