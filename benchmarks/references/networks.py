@@ -2,7 +2,7 @@
 
     NTK_ROBUST_DATA=... python benchmarks/references/networks.py [NAME ...]
 
-Each is an MLP for MNIST or CIFAR-10, or a small convolutional network for MNIST, trained here by `training.fit`,
+Each is an MLP or a small convolutional network for MNIST or CIFAR-10, trained here by `training.fit`,
 naturally or adversarially. Weights are kept in float16, and are evaluated, by us and by our peers, as exactly these
 numbers in float32. Beside the weights stand the hundred test examples of each data set on which attacks are compared,
 as bytes.
@@ -69,6 +69,10 @@ REFERENCES = {
     "mnist_cnn_adversarial": Reference("mnist", "cnn", "adversarial", 0.1, 0.1, 250, FGSM(random_start=True)),
     "cifar10_mlp_natural": Reference("cifar10", "mlp", "natural", 0.0, 1 / 255, 2000),
     "cifar10_mlp_adversarial": Reference("cifar10", "mlp", "adversarial", 2 / 255, 2 / 255, 2000),
+    "cifar10_cnn_natural": Reference("cifar10", "cnn", "natural", 0.0, 1 / 255, 600),
+    "cifar10_cnn_adversarial": Reference(
+        "cifar10", "cnn", "adversarial", 2 / 255, 2 / 255, 250, FGSM(random_start=True)
+    ),
 }
 
 
@@ -93,7 +97,7 @@ def train(name: str) -> Any:
     data = load_dataset(reference.data, dtype=np.float32, train_batches=batches)
     attack = Identity() if reference.training == "natural" else reference.attack
     # In NTK parameterization weights are of order one, and so are their steps.
-    rate = {"mlp": {"mnist": 2e-3, "cifar10": 3e-4}, "cnn": {"mnist": 5e-3}}
+    rate = {"mlp": {"mnist": 2e-3, "cifar10": 3e-4}, "cnn": {"mnist": 5e-3, "cifar10": 5e-3}}
     rate = rate[reference.architecture][reference.data]
     if reference.training == "natural":
         start = reference.model.init(key=jr.key(0), dtype=np.float32)

@@ -5,7 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -31,13 +30,6 @@ def networks():
     return module
 
 
-@pytest.fixture(scope="module")
-def optimized(_compile_fast):
-    """These programs run long: compile them for speed."""
-
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def problem(networks, name):
     reference = networks.REFERENCES[name]
     model, params = networks.load_network(name)
@@ -59,7 +51,7 @@ def test_the_reference_networks_fit_their_files_and_have_the_stored_accuracies(n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist_mlp_adversarial"])
-def test_each_attack_of_the_ensemble_is_within_one_example_of_torchattacks_and_not_weaker(networks, optimized, name):
+def test_each_attack_of_the_ensemble_is_within_one_example_of_torchattacks_and_not_weaker(networks, name):
     apply_fn, params, xs, ys, perturbations = problem(networks, name)
     theirs, budget = STORED["networks"][name]["torchattacks"], STORED["budget"]
     ours = {}
@@ -76,7 +68,7 @@ def test_each_attack_of_the_ensemble_is_within_one_example_of_torchattacks_and_n
 
 
 @pytest.mark.slow
-def test_pgd_is_within_one_example_of_foolbox_and_not_weaker(networks, optimized):
+def test_pgd_is_within_one_example_of_foolbox_and_not_weaker(networks):
     budget = STORED["budget"]
     ours, theirs = [], []
     for name in ("mnist_mlp_natural", "mnist_mlp_adversarial"):

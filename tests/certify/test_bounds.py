@@ -32,8 +32,6 @@ from ntk_robust.certify import (
     pieces_on_polygon,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SQUARE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 METHODS = [IntervalBounds(), Zonotope(), Crown(), AlphaCrown(num_steps=30)]
 run = eqx.filter_jit(lambda method, *arguments: method(*arguments))

@@ -20,7 +20,6 @@ from ntk_robust.certify import (
 )
 from ntk_robust.losses import Margin
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 N = 12
 
 

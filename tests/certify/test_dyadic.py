@@ -11,7 +11,6 @@ from ntk_robust import models
 from ntk_robust.attacks import LinfBall
 from ntk_robust.certify import Affine, IntervalBounds, Network, Nonlinearity, Parallel, dyadic_interval_bounds
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 RELU = Nonlinearity(models.Relu())
 bounds_of = jax.jit(dyadic_interval_bounds)
 

@@ -21,7 +21,6 @@ from ntk_robust.certify import (
     pieces_on_segment,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 SQUARE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 
 

@@ -22,8 +22,6 @@ from ntk_robust.certify import (
     spectral_norm_bound,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def matrices():
     rng = np.random.default_rng(0)

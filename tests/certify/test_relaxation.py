@@ -11,8 +11,6 @@ from ntk_robust.certify import _relaxation, _shapes
 from ntk_robust.certify._relaxation import Slopes
 from ntk_robust.certify._shapes import Interval
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 ACTIVATIONS = [
     models.Relu(),
     models.LeakyRelu(0.2),

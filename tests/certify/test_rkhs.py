@@ -20,7 +20,6 @@ from ntk_robust.certify import (
 from ntk_robust.data import sphere_points
 from ntk_robust.kernels import ZonalKernel, analytic_nngp, analytic_ntk, kernel_regression, rkhs_distance_squared
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 D, N = 6, 30
 
 

@@ -19,14 +19,6 @@ from ntk_robust.training import fit
 EPSILON, TAU = 3.0 / 64, 1.0 / 32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Programs that run once need no optimization."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @eqx.filter_jit
 def outputs_of(network, xs):
     return jax.vmap(network)(xs)
