@@ -234,18 +234,16 @@ def _fit(
         errors = cuts.offsets - cuts.signs * (cuts.gram @ coefficients)
         levels = _levels(cuts, errors, sets.num_sets)
         target = max(gaps[1], gaps[0] * max(best_dual[0], 0.0))
-        reached = best.reached(sets)
-        converged = reached - best_dual[0] <= max(gaps[1], gaps[0] * reached)
+        converged = best.meets(sets, best_dual[0], gaps)
         if converged:
             break
         # far from the goal, suprema need not be known to a fraction of it, unless nothing else is left to learn
         fine = 0.2 * target
-        coarse = max(fine, 0.05 * (reached - max(best_dual[0], 0.0)))
+        coarse = max(fine, 0.05 * (best.reached(sets) - max(best_dual[0], 0.0))) if sets.closes else fine
         for accuracy in dict.fromkeys((coarse, fine)):
             worst = sets.worst(h, "error", accuracy, key)
             best = best.or_better(sets, h, worst, levels)
-            reached = best.reached(sets)
-            converged = reached - best_dual[0] <= max(gaps[1], gaps[0] * reached)
+            converged = best.meets(sets, best_dual[0], gaps)
             new = None if converged else _violated(kernel, h, worst, levels, 0.1 * target)
             if converged or new is not None:
                 break
@@ -291,6 +289,11 @@ class _Best(NamedTuple):
     def reached(self, sets: AbstractSets) -> float:
         """The certified error, or the one attained where certificates cannot be asked to close."""
         return self.upper if sets.closes else self.attained
+
+    def meets(self, sets: AbstractSets, lower: float, gaps: tuple[float, float]) -> bool:
+        """Whether what has been reached is within the gaps, relative and absolute, of a lower bound."""
+        reached = self.reached(sets)
+        return reached - lower <= max(gaps[1], gaps[0] * reached)
 
     def or_better(self, sets: AbstractSets, h: Expansion, worst: Worst, levels: Float[np.ndarray, " n"]) -> "_Best":
         """This, or another function that is better, by its certificate where certificates close."""
