@@ -34,6 +34,7 @@ from ntk_robust.certify import (
 
 SQUARE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 METHODS = [IntervalBounds(), Zonotope(), Crown(), AlphaCrown(num_steps=30)]
+OPTIMIZED = {"xla_backend_optimization_level": 1}  # what conftest leaves out makes convolutions forty times slower
 run = eqx.filter_jit(lambda method, *arguments: method(*arguments))
 
 
@@ -53,7 +54,7 @@ def two_layers(key, activation, dtype=np.float64, width=12, input_dim=4):
     return model, model.init(key=key, dtype=dtype)
 
 
-@eqx.filter_jit
+@eqx.filter_jit(compiler_options=OPTIMIZED)
 def searched(model, params, x, perturbations, key):
     """The outputs at sampled points, at corners, and where PGD ends that raises or lowers an output: 10^5 in all."""
     attack = PGD(num_steps=10, relative_step=0.3)

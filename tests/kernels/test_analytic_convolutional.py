@@ -11,6 +11,7 @@ from ntk_robust.kernels import NeuralTangentsKernel, analytic_nngp, analytic_ntk
 from ntk_robust.models import Convolutional, Erf, Tanh
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4 * 5 * 2)))
+OPTIMIZED = {"xla_backend_optimization_level": 1}  # what conftest leaves out makes convolutions forty times slower
 
 
 def kernels_of(model, x, key, num_draws):
@@ -24,7 +25,8 @@ def kernels_of(model, x, key, num_draws):
         k = outputs.shape[1]
         return jnp.einsum("iop,jop->ij", flat, flat) / k, outputs @ outputs.T / k
 
-    return jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(key, num_draws))
+    draws = jax.jit(lambda keys: jax.lax.map(draw, keys), compiler_options=OPTIMIZED)
+    return draws(jax.random.split(key, num_draws))
 
 
 @pytest.mark.slow
