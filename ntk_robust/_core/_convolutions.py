@@ -9,15 +9,18 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
+from ntk_robust._core._narrow_convolution import is_narrow, narrow_convolution
+
 
 def with_fast_convolutions(function: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
-    """`function`, with its convolutions in the order of dimensions that XLA computes fast on a CPU.
+    """`function`, with its convolutions in a form that XLA computes fast on a CPU.
 
     XLA has a fast convolution for images of (batch, pixels, channels) and filters of (pixels, inputs, outputs), and a
     naive one for every other order. It reorders by itself, but not in the bodies of loops (jax-ml/jax issue 12868),
     where the gradient in the filters then takes twenty to forty times as long. Differentiation and vmap choose their
     own orders, so this rewrites what is left when they are done: it belongs directly under `jax.jit`, around everything
-    else. On other devices nothing is changed.
+    else. Convolutions with few channels become matrix products (`narrow_convolution`). On other devices nothing is
+    changed.
 
     Args:
         function: Of arrays and trees of them; it is traced once for each tracing of the result.
@@ -75,16 +78,16 @@ def _channels_last(
     dimension_numbers: lax.ConvDimensionNumbers,
     **params: Any,
 ) -> Float[Array, "..."]:
-    """The same convolution with its operands and its result transposed."""
+    """The same convolution with its operands and its result transposed, or as a matrix product."""
     image_spec, filter_spec, result_spec = dimension_numbers
     rank = len(image_spec)
     last = (0, rank - 1, *range(1, rank - 1))
-    order = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
-    result = lax.conv_general_dilated_p.bind(
-        images.transpose(image_spec[0], *image_spec[2:], image_spec[1]),
-        filters.transpose(*filter_spec[2:], filter_spec[1], filter_spec[0]),
-        dimension_numbers=order,
-        **params,
-    )
+    images = images.transpose(image_spec[0], *image_spec[2:], image_spec[1])
+    filters = filters.transpose(*filter_spec[2:], filter_spec[1], filter_spec[0])
+    if is_narrow(images, filters, params):
+        result = narrow_convolution(images, filters, params["padding"])
+    else:
+        order = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
+        result = lax.conv_general_dilated_p.bind(images, filters, dimension_numbers=order, **params)
     places = (result_spec[0], *result_spec[2:], result_spec[1])
     return result.transpose(*(places.index(axis) for axis in range(rank)))

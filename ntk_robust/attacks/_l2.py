@@ -3,13 +3,10 @@
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ntk_robust.attacks._saturation import time_to_reach
 from ntk_robust.attacks._sets import AbstractPerturbationSet, Box, as_numbers, check_epsilon, reflect_into_box, unit
-
-# Each Newton step at least quarters (remaining gap x slope), so this many reach machine precision; typical is 3 to 8.
-_MAX_NEWTON_STEPS = 64
 
 
 class L2Ball(AbstractPerturbationSet):
@@ -17,7 +14,7 @@ class L2Ball(AbstractPerturbationSet):
 
     `project` and `argmax_linear` are exact up to rounding. Both have the form δ = clip(t v, box - x) with one unknown
     t ≥ 0, because every coordinate is either free or at its face. In s = t² the squared norm Σ min(s v², c²) is concave
-    and piecewise linear, so Newton's method from the left is monotone and ends after finitely many steps.
+    and piecewise linear, so that Newton's method finds it in finitely many steps.
 
     Attributes:
         epsilon: Radius in input units, one number or one per example (under `vmap`).
@@ -82,26 +79,7 @@ def _longest(
     down, up = room
     caps = jnp.where(direction > 0, up, -down) / jnp.where(epsilon > 0, epsilon, 1)
     caps = jnp.where(weights > 0, jnp.minimum(caps, 1), 0)
-    weights_squared, caps_squared = weights**2, caps**2
-
-    def num_saturated(s: Float[Array, ""]) -> Array:
-        return jnp.sum(s * weights_squared >= caps_squared)
-
-    def newton(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        s, saturated, _, step = state
-        free = s * weights_squared < caps_squared
-        slope = jnp.sum(jnp.where(free, weights_squared, 0))
-        gap = 1 - jnp.sum(jnp.where(free, 0, caps_squared))
-        # No free coordinate: all are at their faces and the ball does not bind.
-        s = jnp.where(slope > 0, jnp.maximum(s, gap / jnp.where(slope > 0, slope, 1)), jnp.inf)
-        return s, num_saturated(s), saturated, step + 1
-
-    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
-        _, saturated, previously, step = state
-        return (saturated != previously) & (step < _MAX_NEWTON_STEPS)
-
-    start = jnp.zeros((), direction.dtype)
-    s, *_ = lax.while_loop(unfinished, newton, (start, num_saturated(start), jnp.asarray(-1), jnp.asarray(0)))
+    s = time_to_reach(jnp.ones((), direction.dtype), weights**2, caps**2)  # s = t²
     sizes = jnp.minimum(jnp.sqrt(s) * jnp.where(weights > 0, weights, 1), caps)
     sizes = sizes / jnp.maximum(jnp.linalg.norm(sizes.ravel()), 1)  # rounding must not leave the ball
     return epsilon * sizes * jnp.sign(direction)

@@ -7,10 +7,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ntk_robust.attacks._attack import AttackResult, Objective
+from ntk_robust.attacks._l1 import L1Ball
+from ntk_robust.attacks._saturation import time_to_reach
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.attacks._sphere import SphereSlice
 
-_NUM_BISECTIONS = 30
 _NUM_FINAL_HALVINGS = 8
 
 
@@ -108,32 +109,29 @@ def nearest_on_hyperplane(
 ) -> Float[Array, "*dims"]:
     """Valid point z with <normal, z - base> = gap that is nearest to `base` in the set's norm.
 
-    The smallest ball around `base` whose support function reaches the gap, found by bisection over its radius (in
-    closed form without a box). If the box ends before, the point of the box that comes nearest to the hyperplane.
+    If the box ends before, the point of the box that comes nearest to the hyperplane. For l∞ and l2, every coordinate
+    goes in proportion to the direction of steepest ascent until it is at a face; for l1, one coordinate after the other
+    goes to its face, the steepest first. Without a box it is a multiple of the point that gains most.
     """
     towards = jnp.where(gap < 0, -normal, normal)
     gap = jnp.abs(gap)
-
-    def reach(radius: Float[Array, ""]) -> tuple[Float[Array, "*dims"], Float[Array, ""]]:
-        point = perturbations.with_epsilon(radius).argmax_linear(base, towards)
-        return point, jnp.vdot(towards, point - base)
-
-    one = jnp.ones((), base.dtype)
     if perturbations.box is None:
-        _, gain = reach(one)
-        return reach(jnp.where(gain > 0, gap / jnp.where(gain > 0, gain, 1), 0))[0]
+        one = perturbations.with_epsilon(jnp.ones((), base.dtype)).argmax_linear(base, towards) - base
+        gain = jnp.vdot(towards, one)
+        return base + jnp.where(gain > 0, gap / jnp.where(gain > 0, gain, 1), 0) * one
 
     down, up = perturbations.box.room(base)
-    farthest = jnp.where(towards > 0, up, jnp.where(towards < 0, down, 0))
-
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        short = reach(middle)[1] < gap
-        return jnp.where(short, middle, low), jnp.where(short, high, middle)
-
-    low, high = lax.fori_loop(0, _NUM_BISECTIONS, halve, (0 * one, perturbations.norm(farthest)))
-    (near, near_gain), (far, far_gain) = reach(low), reach(high)
-    rise = far_gain - near_gain
-    weight = jnp.clip((gap - near_gain) / jnp.where(rise > 0, rise, 1), 0, 1)
-    return jnp.where(jnp.isfinite(gap), near + weight * (far - near), base)
+    slopes = jnp.abs(towards)
+    room = jnp.where(towards > 0, up, jnp.where(towards < 0, -down, 0))
+    if isinstance(perturbations, L1Ball):
+        order = jnp.argsort(-slopes.ravel())
+        gains = (slopes * room).ravel()[order]
+        missing = jnp.clip(gap - (jnp.cumsum(gains) - gains), 0, gains)
+        wanted = jnp.zeros_like(gains).at[order].set(missing).reshape(base.shape)
+        sizes = jnp.minimum(wanted / jnp.where(slopes > 0, slopes, 1), room)
+    else:
+        speeds = jnp.abs(perturbations.ascent(towards))
+        length = time_to_reach(gap, slopes * speeds, slopes * room)
+        sizes = jnp.minimum(length * jnp.where(speeds > 0, speeds, 1), room)
+    moved = perturbations.box.clip(base + sizes * jnp.sign(towards))
+    return jnp.where(jnp.isfinite(gap), moved, base)

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from ntk_robust._core import with_fast_convolutions
+from ntk_robust._core._narrow_convolution import narrow_convolution
 
 
 def network(weights, x):
@@ -66,3 +67,32 @@ def test_a_function_without_convolutions_is_left_as_it_is(key):
     x = jr.normal(key, (3,))
     np.testing.assert_array_equal(with_fast_convolutions(double)({"x": x})["twice"], x + x)
     assert "conv" not in str(jax.make_jaxpr(with_fast_convolutions(double))({"x": x}))
+
+
+@pytest.mark.parametrize(
+    ("image", "filters", "padding"),
+    [
+        ((2, 5, 9, 3), (3, 3, 3, 2), [(1, 1), (1, 1)]),
+        ((1, 6, 4, 1), (1, 1, 1, 5), [(0, 0), (0, 0)]),
+        ((3, 7, 8, 2), (2, 5, 2, 1), [(0, 1), (2, 4)]),
+        ((1, 6, 7, 7), (4, 2, 7, 3), [(3, 0), (-1, -2)]),
+    ],
+)
+def test_a_narrow_convolution_is_xlas(image, filters, padding, key):
+    images, filters = jr.normal(key, image), jr.normal(jr.fold_in(key, 1), filters)
+    expected = lax.conv_general_dilated(images, filters, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(narrow_convolution(images, filters, padding), expected, rtol=1e-12, atol=1e-12)
+
+
+def narrow_network(weights, xs):
+    return jnp.sum(jnp.sin(lax.conv(jax.nn.relu(lax.conv(xs, weights[0], (1, 1), "SAME")), weights[1], (1, 1), "SAME")))
+
+
+def test_narrow_convolutions_and_their_gradients_in_the_inputs_become_matrix_products(key):
+    weights = jr.normal(key, (5, 3, 3, 3)), jr.normal(jr.fold_in(key, 1), (4, 5, 5, 2))
+    xs = jr.normal(jr.fold_in(key, 2), (2, 3, 6, 9))
+    gradient = jax.grad(narrow_network, argnums=1)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(gradient)(weights, xs))
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(with_fast_convolutions(gradient))(weights, xs))
+    found, expected = with_fast_convolutions(gradient)(weights, xs), gradient(weights, xs)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
