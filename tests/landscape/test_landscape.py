@@ -98,7 +98,8 @@ def test_ascent_is_the_iteration_of_numpy(tanh):
         assert ascent.values[t] == pytest.approx(0.5 * residual**2, rel=1e-12)
         delta = delta + 0.5 * residual * weights.T @ (readout * (1 - np.tanh(z) ** 2))
         delta *= min(1.0, EPSILON / np.linalg.norm(delta))
-    assert (np.diff(ascent.values) >= -1e-14).all()
+    # Rounding of the two matrix products may move a value by 180 of its units in the last place; measured are 3.
+    assert (np.diff(ascent.values) >= -8 * np.spacing(ascent.values[-1])).all()
     assert ascent.relative_norms[int(ascent.first_on_sphere)] == pytest.approx(1.0, abs=1e-12)
     assert ascent.relative_norms[int(ascent.first_on_sphere) - 1] < 1 - 1e-9
     assert (ascent.residuals[: int(ascent.first_on_sphere)] == 1).all()
