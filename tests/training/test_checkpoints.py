@@ -1,7 +1,8 @@
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from ntk_robust.training import Checkpoints, DisplacementProbe, LayerwiseFrobeni
 from ntk_robust.training._fingerprint import fingerprint
 
 pytest.importorskip("orbax.checkpoint")
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checkpointed_run import VARIANTS, train
 
 XS = jr.normal(jr.key(0), (6, 4))
 YS = jnp.sign(jr.normal(jr.key(1), (6,)))
@@ -139,80 +143,59 @@ def test_fingerprints_see_closures_and_code_and_nothing_that_differs_between_pro
     assert digest(XS) == digest(np.array(XS) + 0 * XS) != digest(XS.at[0, 0].add(1e-16 + 1e-9))
 
 
-SCRIPT = """
-import sys, jax
-jax.config.update("jax_enable_x64", True)
-import jax.numpy as jnp, jax.random as jr, numpy as np, optax
-from ntk_robust.attacks import PGD, LinfBall
-from ntk_robust.losses import CrossEntropy
-from ntk_robust.models import FullyConnected
-from ntk_robust import training as t
-
-folder, variant, resume, out, largest_file = sys.argv[1:]
-if int(largest_file):  # files may not grow: what a full disk does to a writer
-    import resource, signal
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
-model = FullyConnected(input_dim=6, width=16, num_hidden_layers=1, num_outputs=3, b_std=0.1)
-xs, ys = jr.normal(jr.key(0), (12, 6)), jnp.arange(12) % 3
-method, optimizer = {
-    "adversarial-sgd": (t.Adversarial(), optax.sgd(0.1, momentum=0.9)),
-    "free-adam": (t.Free(num_replays=3), optax.adam(0.01)),
-    "trades-schedule": (t.Trades(2.0), optax.sgd(optax.cosine_decay_schedule(0.2, 80))),
-}[variant]
-result = t.fit(
-    model.apply, model.init(key=jr.key(1)), xs, ys, loss=CrossEntropy(), method=method, optimizer=optimizer,
-    attack=PGD(num_steps=3, relative_step=0.5), perturbations=LinfBall(0.1), batch_size=4, num_steps=80,
-    steps_per_chunk=2, key=jr.key(2), checkpoints=t.Checkpoints(folder, resume=resume == "resume"),
-    callback=lambda result: print(result.num_steps, flush=True),
-)
-leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(result))}
-np.savez(out, **leaves)
-"""
+# A server that has imported everything and compiled nothing forks them: Python and JAX start once for all processes.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["orbax.checkpoint", "ntk_robust.training", "ntk_robust.models"])
 
 
-def start(folder, variant, resume, out, largest_file=0):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), variant, resume, str(out), str(largest_file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder, variant, out, largest_file=None):
+    reader, writer = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=train, args=(folder, variant, out, writer, largest_file))
+    process.start()
+    writer.close()
+    return process, reader
+
+
+def reports_of(reader):
+    try:
+        while True:
+            yield reader.recv()
+    except EOFError:
+        return
 
 
 def finish(*arguments):
-    with start(*arguments) as process:
-        output, errors = process.communicate()
-    return process.returncode, output, errors
+    process, reader = start(*arguments)
+    received = list(reports_of(reader))
+    process.join()
+    return process.exitcode, received
 
 
 def kill_after(steps, delay, *arguments):
     """Whether the process was still at work `delay` seconds after its report of so many steps, and is dead now."""
-    with start(*arguments) as process:
-        for line in process.stdout:
-            if int(line) >= steps:
-                break
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    return process.returncode == -signal.SIGKILL
+    process, reader = start(*arguments)
+    for report in reports_of(reader):
+        if report >= steps:
+            break
+    process.join(timeout=delay)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("variant", ["adversarial-sgd", "free-adam", "trades-schedule"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_killed_with_signal_9_at_any_moment_resumes_to_the_same_bits(variant, tmp_path):
-    code, _, errors = finish(tmp_path / "whole", variant, "new", tmp_path / "whole.npz")
-    assert code == 0, errors
+    code, reports = finish(tmp_path / "whole", variant, tmp_path / "whole.npz")
+    assert code == 0, reports[-1]
     folder, delays = tmp_path / "killed", np.random.default_rng(0).uniform(0, 0.15, size=3)
     # Each delay ends anywhere in the next chunks or in the writing of their checkpoints.
-    for steps, delay in zip((4, 20, 40), delays, strict=True):
-        assert kill_after(steps, delay, folder, variant, "resume", tmp_path / "killed.npz")
-    code, output, errors = finish(folder, variant, "resume", tmp_path / "killed.npz")
-    assert code == 0, errors
-    assert int(output.split()[0]) > 40  # it went on, it did not start anew
+    for steps, delay in zip((4, 10, 16), delays, strict=True):
+        assert kill_after(steps, delay, folder, variant, tmp_path / "killed.npz")
+    code, reports = finish(folder, variant, tmp_path / "killed.npz")
+    assert code == 0, reports[-1]
+    assert reports[0] > 16  # it went on, it did not start anew
     a, b = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
     assert set(a.files) == set(b.files)
     for name in a.files:
@@ -221,16 +204,16 @@ def test_a_run_killed_with_signal_9_at_any_moment_resumes_to_the_same_bits(varia
 
 @pytest.mark.slow
 def test_a_full_disk_is_reported_and_the_last_good_checkpoint_survives(tmp_path):
-    arguments = tmp_path / "run", "adversarial-sgd", "resume", tmp_path / "out.npz"
+    arguments = tmp_path / "run", "adversarial-sgd", tmp_path / "out.npz"
     assert kill_after(6, 0.0, *arguments)
     good = max(int(path.name) for path in (tmp_path / "run").iterdir() if path.name.isdigit())
-    code, _, errors = finish(*arguments, 64)
+    code, reports = finish(*arguments, 64)
     assert code != 0
-    assert "could not be written" in errors
-    assert f"step {good} is intact" in errors
-    code, output, errors = finish(*arguments)
-    assert code == 0, errors
-    assert int(output.split()[0]) > good
+    assert "could not be written" in reports[-1]
+    assert f"step {good} is intact" in reports[-1]
+    code, reports = finish(*arguments)
+    assert code == 0, reports[-1]
+    assert reports[0] > good
 
 
 def test_orbax_is_loaded_only_by_checkpoints():
