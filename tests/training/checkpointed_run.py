@@ -55,4 +55,4 @@ def train(folder: Path, variant: str, out: Path, reports: Connection, largest_fi
     except Exception:
         reports.send(traceback.format_exc())
         raise SystemExit(1) from None
-    np.savez(out, **{str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(result))})
+    np.savez(out, *map(np.asarray, jax.tree.leaves(result)))
