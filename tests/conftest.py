@@ -34,7 +34,12 @@ _HOOK = jaxtyping.install_import_hook("ntk_robust", "beartype.beartype")
 
 @pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out unless -m, -k or a node id asks for them; tests of one file share a worker."""
+    """Leave slow tests out unless -m, -k or a node id asks for them; tests of one file share a worker.
+
+    A test with a group of its own is long, and what it shares with its file is little: these begin, so that no worker
+    is left with one of them at the end.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))

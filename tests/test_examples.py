@@ -17,21 +17,21 @@ def code_of(page: Path) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL))
 
 
+PAGES = [
+    "docs/expressiveness.md",
+    "docs/training.md",
+    "docs/attacks.md",
+    "README.md",
+    "docs/index.md",
+    "docs/certificates.md",
+    "docs/constructions.md",
+    "docs/empirical_kernels.md",
+    "docs/landscape.md",
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/index.md",
-        "docs/training.md",
-        "docs/attacks.md",
-        "docs/certificates.md",
-        "docs/constructions.md",
-        "docs/empirical_kernels.md",
-        "docs/expressiveness.md",
-        "docs/landscape.md",
-    ],
-)
+@pytest.mark.parametrize("name", [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in PAGES])
 def test_the_code_of_a_page_runs_as_printed(name, tmp_path):
     code = code_of(ROOT / name)
     assert "from ntk_robust import" in code
