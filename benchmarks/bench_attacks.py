@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", help="reference networks of the parity section; all by default")
     parser.add_argument("--live", action="store_true", help="run the peers of the parity section here")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=100, help="MNIST examples of the auto section")
+    parser.add_argument("--examples", type=int, default=1000, help="MNIST examples of the auto section")
     parser.add_argument("--train", type=int, default=10_000, help="training points of the kernel section")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu" / "bench_attacks.json")
     arguments = parser.parse_args()
