@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from ntk_robust._core import SilentProgress
 from ntk_robust.kernels._matvec import Matvec
@@ -42,7 +42,7 @@ class IterativeSolution(eqx.Module):
 
 def conjugate_gradients(
     matvec: Matvec,
-    targets: Float[np.ndarray, "n k"],
+    targets: Num[np.ndarray, "n k"],
     *,
     ridge: float,
     preconditioner: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -67,11 +67,13 @@ def conjugate_gradients(
         progress: Where to report, an `AbstractProgress`; None is silence.
 
     Returns:
-        The best solution found, in the dtype of the targets, with its residual and errors; finite also where the matrix
-        is singular or, by rounding, indefinite, and then not converged unless the residual is small.
+        The best solution found, in the dtype of the targets (float64 for integers), with its residual and errors;
+        finite also where the matrix is singular or, by rounding, indefinite, and then not converged unless the residual
+        is small.
 
     Raises:
-        ValueError: If the ridge is negative, the tolerance not positive, or a target or product not finite.
+        ValueError: If the ridge is negative, the tolerance not positive, the targets are not a matrix, or a target or
+            product is not finite.
 
     References:
         Hestenes and Stiefel, 1952; Strakoš and Tichý, ETNA 2002, for the estimate of the energy error.
@@ -81,6 +83,8 @@ def conjugate_gradients(
         raise ValueError(f"ridge is {ridge}; give a finite number of at least 0")
     if not tolerance > 0.0 or max_products < 1:
         raise ValueError(f"tolerance is {tolerance} and max_products {max_products}; give positive numbers")
+    if y.ndim != 2:
+        raise ValueError(f"the targets have shape {y.shape}; give a column for each output, y[:, None] for one")
     if not np.all(np.isfinite(y)):
         raise ValueError("the targets hold nan or infinite entries; find out where they come from")
 
@@ -112,7 +116,7 @@ def conjugate_gradients(
                 break
     norms = misfit * size
     return IterativeSolution(
-        dual=solution.astype(targets.dtype),
+        dual=solution.astype(targets.dtype if np.issubdtype(targets.dtype, np.floating) else np.float64),
         residual=misfit,
         error_bound=misfit / ridge if ridge > 0.0 else np.where(misfit > 0.0, np.inf, 0.0),
         rkhs_error_bound=norms / (2.0 * ridge**0.5) if ridge > 0.0 else np.where(misfit > 0.0, np.inf, 0.0),

@@ -167,8 +167,9 @@ class GradientFlow(eqx.Module):
         eigenvectors: One per column.
         targets: $y$.
         ridge: $\lambda$.
-        cutoff: Eigenvalues of $K + \lambda I$ up to here (n times the rounding unit times the largest) are taken as 0:
-            such directions are not fitted at $t = ∞$ and grow like t before.
+        cutoff: Eigenvalues of $K + \lambda I$ up to here (n times the rounding unit times the largest) are only
+            rounding, and such directions are fitted at no time. Training examples would show them from times of about
+            1/`cutoff` on.
     """
 
     eigenvalues: Float[np.ndarray, " n"]
@@ -226,9 +227,7 @@ class GradientFlow(eqx.Module):
         values = self.eigenvalues + self.eigenvalues.dtype.type(self.ridge)
         kept = values > self.cutoff
         safe = np.where(kept, values, 1.0)
-        if np.isinf(time):
-            return np.where(kept, 1.0 / safe, 0.0).astype(values.dtype)
-        return np.where(kept, -np.expm1(-safe * time) / safe, time).astype(values.dtype)
+        return np.where(kept, -np.expm1(-safe * time) / safe, 0.0).astype(values.dtype)
 
 
 def gradient_flow(
@@ -261,6 +260,10 @@ def _ensemble_covariance(response: np.ndarray, test_test: Any, test_train: Any, 
 def _checked(k: Matrix, targets: Matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and targets in one dtype, on the host."""
     matrix, y = np.asarray(k), np.asarray(targets)
+    if y.ndim != 2:
+        raise ValueError(f"the targets have shape {y.shape}; give a column for each output, y[:, None] for one")
+    if not np.issubdtype(matrix.dtype, np.floating):
+        raise ValueError(f"the kernel matrix holds {matrix.dtype}; give floating point numbers")
     if matrix.shape != (len(y), len(y)):
         raise ValueError(
             f"the kernel matrix has shape {matrix.shape} for {len(y)} targets; give one row and column each"
@@ -298,6 +301,8 @@ def _cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
     unit = len(matrix) * float(np.finfo(matrix.dtype).eps) * largest
     if info == 0 and float(np.min(np.diagonal(factor), initial=np.inf)) ** 2 <= unit * 1e-2:
         info = int(np.argmin(np.diagonal(factor))) + 1
+    if info != 0 and largest + ridge == 0.0:
+        raise ValueError("the kernel matrix is zero; look at what made it, or give a positive ridge")
     if info != 0:
         raise ValueError(
             f"the kernel matrix with ridge {ridge:g} is not numerically positive definite in {matrix.dtype} (pivot "

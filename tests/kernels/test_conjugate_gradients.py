@@ -182,3 +182,9 @@ def test_impossible_ranks_and_matrices_are_refused():
         stored_matvec(np.ones((2, 3)))
     with pytest.raises(ValueError, match="tolerance is 0"):
         conjugate_gradients(lambda v: v, np.ones((3, 1)), ridge=1.0, tolerance=0.0)
+
+
+def test_integer_targets_are_solved_for_in_float64():
+    k = np.array([[2.0, 0.5], [0.5, 1.0]])
+    found = conjugate_gradients(k.__matmul__, np.array([[1], [-1]]), ridge=0.1, preconditioner=None)
+    np.testing.assert_allclose(found.dual, np.linalg.solve(k + 0.1 * np.eye(2), [[1.0], [-1.0]]), rtol=1e-5)

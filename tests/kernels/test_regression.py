@@ -17,6 +17,7 @@ from ntk_robust.kernels import (
     kernel_regression,
     load_neural_tangents,
 )
+from ntk_robust.kernels._regression import _checked
 from ntk_robust.models import FullyConnected
 
 KERNEL = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
@@ -219,3 +220,28 @@ def test_hard_systems_give_a_finite_answer_with_its_condition_or_one_clear_error
     assert np.isfinite(flow.condition_number)
     residuals = cross_validation_residuals(k, y, ridge=fit.ridge)
     assert np.all(np.isfinite(residuals))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-3), (np.float64, 1e-7)])
+def test_late_flow_on_a_singular_kernel_is_the_end_of_the_flow(dtype, rtol):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 3))
+    x = np.concatenate([x, x[:5]])  # with other targets, so that no time fits them
+    k = np.exp(-0.5 * ((x[:, None] - x) ** 2).sum(-1)).astype(dtype)
+    y = rng.normal(size=(25, 1)).astype(dtype)
+    flow = gradient_flow(k, y)
+    end = flow.mean(k, np.inf)
+    for time in (1e5, 1e9, 1e15, 1e30):
+        np.testing.assert_allclose(flow.mean(k, time), end, rtol=rtol, atol=rtol)
+    assert flow.rank == 20
+    assert not np.any(flow.dual(0.0))
+
+
+def test_targets_without_columns_and_integer_kernels_are_refused(problem):
+    _, y, k = problem  # where nobody checks the types of arguments
+    with pytest.raises(ValueError, match=r"shape \(12,\); give a column"):
+        _checked(k, y[:, 0], 0.1)
+    with pytest.raises(ValueError, match="holds int64"):
+        _checked(np.eye(12, dtype=int), y, 0.1)
+    with pytest.raises(ValueError, match="the kernel matrix is zero"):
+        kernel_regression(np.zeros((12, 12)), y, ridge=0.0)
