@@ -28,6 +28,7 @@ ROWS = {
     "adversarial, adam": ("--optimizer", "adam", "--learning-rate", "0.01"),
     "adversarial, projected layers": ("--weight-radius", "0.5"),
     "adversarial, projected neurons": ("--weight-radius", "0.2", "--weight-set", "neurons"),
+    "fgsm with random start, sgd": ("--attack", "fgsm-rs"),
     "natural, adam": ("--attack", "none", "--optimizer", "adam", "--learning-rate", "0.01"),
     "trades, momentum": ("--method", "trades", "--optimizer", "momentum", "--learning-rate", "0.1"),
     "mart, adam": ("--method", "mart", "--optimizer", "adam", "--learning-rate", "0.01"),

@@ -111,7 +111,7 @@ class Train:
         trainable: Which layers train; "hidden" freezes the first and the last of a fully connected network.
         norm: Norm of the perturbations.
         epsilon: Radius of the perturbations, in units of the pixels, which lie in [0, 1].
-        attack: Inner maximization; "none" is natural training.
+        attack: Inner maximization; "none" is natural training, "fgsm-rs" one step of 1.25 epsilon from a random start.
         attack_steps: Steps of pgd.
         method: How a batch becomes a gradient: plain adversarial training, TRADES, MART, adversarial weight
             perturbation, or free adversarial training, which replays batches and has no inner attack of its own.
@@ -128,7 +128,8 @@ class Train:
         weight_set: Which set: a Frobenius ball for each layer, one for all weights, or a ball for each neuron.
         probe_every: Steps between measurements; results are written after each.
         kernel_points: Training points on which the change of the empirical NTK is measured; 0 leaves it out.
-        evaluation_steps: Steps of the stronger pgd of the evaluation at the end; 0 leaves it out.
+        evaluation_steps: Steps of the stronger pgd of the evaluation at the end, which natural training meets too; 0
+            leaves it out.
         dtype: Precision of weights and data.
         seed: Seeds everything that is random.
     """
@@ -148,7 +149,7 @@ class Train:
     trainable: Literal["all", "hidden"] = "all"
     norm: Literal["linf", "l2"] = "linf"
     epsilon: float = 0.1
-    attack: Literal["pgd", "fgsm", "none"] = "pgd"
+    attack: Literal["pgd", "fgsm", "fgsm-rs", "none"] = "pgd"
     attack_steps: int = 7
     method: Literal["adversarial", "trades", "mart", "awp", "free"] = "adversarial"
     method_parameter: float | None = None

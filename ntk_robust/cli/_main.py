@@ -90,7 +90,7 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or 'standard output'}: {error.strerror}"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and not isinstance(error, OSError)):
         text = f"out of memory ({text or type(error).__name__}); ask for fewer examples or a smaller width"
     return " ".join(text.split())
 

@@ -1,6 +1,7 @@
 """One adversarial training run, measured."""
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ntk_robust._core import to_jsonable
 from ntk_robust.attacks import (
     FGSM,
     PGD,
@@ -55,6 +57,8 @@ from ntk_robust.training import (
 )
 
 _CHECKPOINTS = "checkpoints"
+# Options that do not change what is trained.
+_FREE_ON_RESUME = {"out", "resume", "data_dir", "evaluation_steps"}
 _WEIGHT_SETS: dict[str, Callable[[float], AbstractWeightSet]] = {
     "layers": LayerwiseFrobeniusBall,
     "all": FrobeniusBall,
@@ -82,7 +86,11 @@ def train(command: Train) -> int:
     if (folder / _CHECKPOINTS).exists() and not command.resume:
         raise ValueError(f"--out {folder} holds a run; go on with it by --resume, or name another folder")
     run = run_record(command)
-    write_report(folder, run=run, pending=["training"], title=_TITLE)
+    if (folder / _CHECKPOINTS).exists():
+        # The report there stays until this run is known to be the one that goes on.
+        _check_same_options(folder, run["arguments"])
+    else:
+        write_report(folder, run=run, pending=["training"], title=_TITLE)
     latest: list[TrainingResult] = []
 
     def write(evaluation: dict[str, Any], pending: tuple[str, ...]) -> Path:
@@ -151,6 +159,32 @@ def _check(command: Train) -> None:
             f"--method-parameter is {command.method_parameter} and --method adversarial has none; leave it out, or "
             "give trades, mart, awp or free"
         )
+    if command.method == "trades" and command.attack in ("none", "fgsm"):
+        raise ValueError(
+            f"--attack is {command.attack} and --method trades attacks a divergence that is flat at the example, which "
+            "needs a random start; give pgd or fgsm-rs"
+        )
+    if command.method == "free" and command.attack == "none":
+        raise ValueError(
+            "--attack is none and --method free always perturbs the examples; leave --method out for natural training"
+        )
+
+
+def _check_same_options(folder: Path, arguments: dict[str, Any]) -> None:
+    """Refuses to go on with a run that was started with other options, in the words of the options."""
+    record = folder / "run.json"
+    before = json.loads(record.read_text())["arguments"] if record.exists() else {}
+    now = to_jsonable(arguments)
+    differing = [
+        f"--{name.replace('_', '-')} was {before[name]} and is {now[name]}"
+        for name in sorted(before.keys() & now.keys() - _FREE_ON_RESUME)
+        if before[name] != now[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"--out {folder} holds a run with other options: {'; '.join(differing)}. Resume it with its own, or name "
+            "another folder"
+        )
 
 
 def _set_up(command: Train) -> _Setup:
@@ -185,6 +219,8 @@ def _attack(command: Train, num_steps: int) -> AbstractAttack:
             return Identity()
         case "fgsm":
             return FGSM()
+        case "fgsm-rs":
+            return PGD(num_steps=1, relative_step=1.25, random_start=True)
         case "pgd":
             # Steps that add up to 2.5 radii can cross the set and come back, however many there are.
             return PGD(num_steps=num_steps, relative_step=2.5 / max(num_steps, 1))
@@ -267,11 +303,11 @@ def _figures(result: TrainingResult) -> dict[str, float]:
 
 
 def _evaluate(command: Train, setup: _Setup, params: PyTree) -> dict[str, Any]:
-    """Accuracies and losses on both parts, under the training attack and under a stronger one."""
+    """Accuracies and losses on both parts, under the training attack (if there is one) and under a stronger one."""
     dataset = setup.dataset
     parts = {"train": (dataset.x_train, dataset.y_train), "test": (dataset.x_test, dataset.y_test)}
     attacks = {"adversarial_accuracy": setup.attack}
-    if command.evaluation_steps and command.attack != "none":
+    if command.evaluation_steps:
         attacks["stronger_attack_accuracy"] = PGD(
             num_steps=command.evaluation_steps, relative_step=2.5 / command.evaluation_steps
         )
@@ -292,10 +328,13 @@ def _evaluate(command: Train, setup: _Setup, params: PyTree) -> dict[str, Any]:
             for label, attack in attacks.items()
         }
         trained = results["adversarial_accuracy"]
-        found[name] = {
-            "natural_accuracy": float(trained.natural_accuracy),
-            **{label: float(result.adversarial_accuracy) for label, result in results.items()},
-            "natural_loss": float(trained.natural_loss),
-            "surrogate_loss": float(trained.surrogate_loss),
+        numbers = {
+            "natural_accuracy": trained.natural_accuracy,
+            **{label: result.adversarial_accuracy for label, result in results.items()},
+            "natural_loss": trained.natural_loss,
+            "surrogate_loss": trained.surrogate_loss,
         }
+        if command.attack == "none":  # there is no attack behind these two
+            del numbers["adversarial_accuracy"], numbers["surrogate_loss"]
+        found[name] = {label: float(value) for label, value in numbers.items()}
     return found

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from ntk_robust.training._fingerprint import fingerprint
 from ntk_robust.training._loop import Carry, Program
+from ntk_robust.training._os_error import os_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # noqa: PLC0415 - two seconds that only checkpoints cost
 
         logging.getLogger("absl").setLevel(logging.WARNING)
-        folder = Path(self.folder).absolute()
+        folder = Path(self.folder).resolve()  # TensorStore takes no ".."
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=self.num_kept, enable_async_checkpointing=False)
         with ocp.CheckpointManager(folder, options=options) as manager:
@@ -138,9 +139,10 @@ class RunCheckpoints:
             self.manager.save(step, args=args)
         except Exception as error:  # Orbax and TensorStore raise errors of many types for a disk that is full
             kept = "there is none before it" if previous is None else f"the one after step {previous} is intact"
+            found = os_error(error, self.folder)
             raise OSError(
-                f"the checkpoint after step {step} could not be written to {self.folder} ({error}); {kept}. Free space "
-                "on the disk and resume"
+                f"the checkpoint after step {step} could not be written to {self.folder} "
+                f"({error if found is None else found.strerror}); {kept}. Free space on the disk and resume"
             ) from error
 
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ntk_robust._core import provenance, write_json_atomically
+from ntk_robust._core import provenance, to_jsonable, write_json_atomically
 from ntk_robust.training._fit import TrainingResult
+from ntk_robust.training._os_error import os_error
 
 _ARRAYS, _SUMMARY = "history.zarr", "summary.json"
 
@@ -53,9 +54,18 @@ def save_history(
         The folder.
 
     Raises:
+        ValueError: If `about` is not in JSON types; nothing was written then.
         OSError: If it could not be written; an older history is then intact.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # TensorStore takes no ".."
+    summary = {
+        "num_steps": result.num_steps,
+        "finite": result.finite,
+        "message": result.message,
+        "last": {name: float(values[-1]) for name, values in _flat(result.history).items() if _is_curve(values)},
+        "run": provenance(),
+        "about": _in_json(about or {}),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"history/{name}": values for name, values in _flat(result.history).items()}
     arrays |= {f"probes/{name}": values for name, values in _flat(result.probes, separator="/").items()}
@@ -71,17 +81,12 @@ def save_history(
             target.replace(older)
         part.replace(target)
         shutil.rmtree(older, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        found = os_error(error, folder / _ARRAYS)
+        if found is not None:
+            raise found from error
         raise
-    summary = {
-        "num_steps": result.num_steps,
-        "finite": result.finite,
-        "message": result.message,
-        "last": {name: float(values[-1]) for name, values in _flat(result.history).items() if _is_curve(values)},
-        "run": provenance(),
-        "about": dict(about or {}),
-    }
     write_json_atomically(folder / _SUMMARY, summary)
     return folder
 
@@ -92,7 +97,7 @@ def load_history(folder: str | os.PathLike[str]) -> SavedHistory:
     Raises:
         ValueError: If the folder holds no history.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # TensorStore takes no ".."
     if not (folder / _ARRAYS).is_dir() or not (folder / _SUMMARY).is_file():
         raise ValueError(f"{folder} holds no {_ARRAYS} with a {_SUMMARY}; give a folder that save_history wrote")
     root = folder / _ARRAYS
@@ -108,6 +113,16 @@ def load_history(folder: str | os.PathLike[str]) -> SavedHistory:
         probe_steps=found["probe_steps"],
         summary=json.loads((folder / _SUMMARY).read_text()),
     )
+
+
+def _in_json(about: Mapping[str, Any]) -> Any:
+    """`about` as JSON, before anything is replaced."""
+    try:
+        return to_jsonable(dict(about))
+    except TypeError as error:
+        raise ValueError(
+            f"about cannot be written as JSON ({error}); give numbers, strings, lists and dicts"
+        ) from error
 
 
 def _flat(tree: PyTree[Array], separator: str = ".") -> dict[str, np.ndarray]:

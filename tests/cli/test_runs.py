@@ -1,5 +1,6 @@
 """The commands that compute, from arguments to files."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ntk_robust.attacks import PGD
 from ntk_robust.cli import _train, main
 from ntk_robust.cli._arguments import Train
 from ntk_robust.cli._common import examples
@@ -114,6 +116,39 @@ def test_a_convolutional_network_is_trained_saved_and_then_attacked_and_certifie
     assert row["certified_accuracy"] == row["natural_accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "trades", "--attack", "fgsm"], "needs a random start; give pgd or fgsm-rs"),
+        (["--method", "free", "--attack", "none"], "--method free always perturbs"),
+    ],
+)
+def test_methods_that_the_attack_does_not_fit_are_refused(capsys, tmp_path: Path, options: list[str], words: str):
+    assert main(["train", "--out", str(tmp_path), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_natural_training_is_evaluated_under_the_stronger_attack_alone(tmp_path: Path) -> None:
+    options = [*SMALL_RUN]
+    options[options.index("fgsm")] = "none"
+    assert main(["train", "--out", str(tmp_path), *options, "--kernel-points", "0", "--evaluation-steps", "3"]) == 0
+    table = load_json(tmp_path / "results.json")["studies"][0]["tables"][0]
+    assert table["columns"] == ["part", "natural accuracy", "stronger attack accuracy", "natural loss"]
+    assert all(row[2] < row[1] for row in table["rows"])
+
+
+def test_a_full_disk_is_not_called_a_lack_of_memory(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(command):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/history.zarr") from ValueError(
+            "RESOURCE_EXHAUSTED"
+        )
+
+    monkeypatch.setattr(_train, "train", full)
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "ntk-robust: error: /out/history.zarr: No space left on device\n"
+
+
 def test_frozen_layers_of_a_convolutional_network_are_refused(capsys, tmp_path: Path) -> None:
     options = ["--network", "convolutional", "--trainable", "hidden"]
     assert main(["train", "--out", str(tmp_path), *options]) == 2
@@ -134,7 +169,9 @@ def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
     capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*SMALL_RUN, "--optimizer", "adam", "--learning-rate", "0.05", "--schedule", "cosine"]
-    options += ["--method", "trades", "--weight-radius", "0.5", "--weight-set", "all"]
+    options += ["--weight-radius", "0.5", "--weight-set", "all"]
+    options += ["--method", "trades"]
+    options[options.index("fgsm")] = "fgsm-rs"  # trades needs a random start
     save = _train.save_history
 
     def interrupted(folder, result, **about):
@@ -163,8 +200,18 @@ def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
     with np.load(out / "params.npz") as found, np.load(whole / "params.npz") as expected:
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
-    assert main(["train", "--out", str(out), *options, "--resume", "--epsilon", "0.2"]) == 2
-    assert "perturbations differ" in capsys.readouterr().err
+    def contents():
+        return {str(path): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+    before = contents()
+    assert main(["train", "--out", str(out), *options, "--resume", "--epsilon", "0.2", "--seed", "1"]) == 2
+    assert "--epsilon was 0.1 and is 0.2; --seed was 0 and is 1" in capsys.readouterr().err
+    assert contents() == before
+    # The same options and other code: only the fingerprint of the checkpoint sees it.
+    monkeypatch.setattr(_train, "_attack", lambda command, num_steps: PGD(num_steps=2, relative_step=0.7))
+    assert main(["train", "--out", str(out), *options, "--resume"]) == 2
+    assert "attack differ" in capsys.readouterr().err
+    assert contents() == before
 
 
 @pytest.mark.slow

@@ -82,6 +82,50 @@ def test_a_newer_history_replaces_an_older_one_and_a_full_disk_leaves_it(result,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.zarr", "summary.json"]
 
 
+def test_a_full_disk_in_the_words_of_tensorstore_is_the_error_of_the_system(result, tmp_path, monkeypatch):
+    def full(path, values):
+        del values
+        raise ValueError(
+            f'RESOURCE_EXHAUSTED: Error writing local file "{path}/0": Failed writing: "{path}/0.__lock": Failed to '
+            "write 6945450 bytes to file 4: No space left on device [os_error_code='28']"
+        )
+
+    monkeypatch.setattr(module, "_write_array", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        save_history(tmp_path, result)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "history.zarr"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_tensorstore_itself_raises_when_files_may_not_grow_is_recognized(result, tmp_path):
+    resource = pytest.importorskip("resource")  # not on every system
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32, limits[1]))
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_history(tmp_path, result)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_folders_are_taken_from_the_working_directory(result, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_history("../hist", result)
+    assert np.array_equal(load_history("../hist").history["objective"], result.history["objective"])
+    assert (tmp_path / "hist/summary.json").exists()
+
+
+def test_what_is_not_json_is_refused_before_anything_is_replaced(result, tmp_path):
+    save_history(tmp_path, result, about={"which": "older"})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="about cannot be written as JSON"):
+        save_history(tmp_path, result, about={"which": object()})
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
 def test_a_folder_without_a_history_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no history\.zarr"):
         load_history(tmp_path)
