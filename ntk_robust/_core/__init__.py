@@ -1,7 +1,12 @@
 """What every package stands on: files, progress, provenance, records, statistics, tiles."""
 
 from ntk_robust._core._convolutions import with_fast_convolutions
-from ntk_robust._core._files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from ntk_robust._core._files import (
+    leftovers_of,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 from ntk_robust._core._jsonable import to_jsonable
 from ntk_robust._core._progress import AbstractProgress, ProgressTask, SilentProgress
 from ntk_robust._core._provenance import package_version, provenance
@@ -19,6 +24,7 @@ __all__ = [
     "SilentProgress",
     "SlopeFit",
     "Table",
+    "leftovers_of",
     "package_version",
     "provenance",
     "slope_fit",

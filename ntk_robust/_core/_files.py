@@ -8,6 +8,8 @@ from typing import Any
 
 from ntk_robust._core._jsonable import to_jsonable
 
+_SUFFIX = ".part"
+
 
 def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     """The path written: `data` goes to a temporary file beside it, is flushed to disk, and takes its name.
@@ -19,7 +21,7 @@ def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
@@ -33,6 +35,15 @@ def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     return target
+
+
+def leftovers_of(path: str | os.PathLike[str]) -> list[Path]:
+    """Temporary files that kills inside of writes of `path` have left beside it."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        return []
+    start = f".{target.name}."
+    return [file for file in target.parent.iterdir() if file.name.startswith(start) and file.suffix == _SUFFIX]
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:

@@ -1,8 +1,10 @@
 """What a Gram matrix will cost, before it is computed, and the tile that fits."""
 
 import dataclasses
+import operator
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._checks import check_examples, check_points
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
         def memory_stats(self) -> Any: ...
 else:
     Device = Any
-Destination = Any  # None, numpy.ndarray, jax.Device, str or os.PathLike
+Destination = Any  # None, numpy.ndarray, tensorstore.TensorStore, jax.Device, str or os.PathLike
 
 _GIB = 2.0**30
 # Larger tiles gain nothing on a processor; an accelerator wants longer work between two transfers.
@@ -93,9 +97,12 @@ def forecast_gram(
         out: Where the matrix would go, as for `gram`; of a matrix on disk that exists in part, the whole is meant.
 
     Returns:
-        The forecast; nothing is refused here.
+        The forecast; a matrix that does not fit is not refused here.
+
+    Raises:
+        ValueError: For arguments that `gram` takes for no matrix.
     """
-    x1, x2 = np.asarray(x1), None if x2 is None else np.asarray(x2)
+    x1, x2 = checked(kernel, x1, x2)
     plan = plan_gram(kernel, x1, x2, tile, out)
     # an off-diagonal tile where there is one: most of them are
     example = plan.pairs[min(1, len(plan.pairs) - 1)]
@@ -113,6 +120,15 @@ def forecast_gram(
     return GramForecast(plan.tile, len(plan.pairs), *needs(kernel, x1, plan, out), seconds, *available(out))
 
 
+def checked(kernel: KernelLike, x1: Any, x2: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """The examples as arrays on the host; refuses what is none, and no kernel."""
+    if not callable(kernel):
+        raise ValueError(f"kernel is {kernel!r}; give a kernel, or a function (x1, x2 or None) → matrix")
+    x1, x2 = np.asarray(x1), None if x2 is None else np.asarray(x2)
+    (check_points if isinstance(kernel, AbstractKernel) else check_examples)(x1, x2)
+    return x1, x2
+
+
 def folder_of(out: Destination) -> Path | None:
     """The folder of a matrix on disk, None for other destinations."""
     return Path(out) if isinstance(out, str | os.PathLike) else None
@@ -120,8 +136,9 @@ def folder_of(out: Destination) -> Path | None:
 
 def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] | None, out: Destination) -> TilePlan:
     """The tiles, of the size asked for or the largest that fits (where nothing does, one that will be refused)."""
+    _refuse_other_destinations(out)
     if tile is not None:
-        return TilePlan.of(kernel, x1, x2, tile if isinstance(tile, tuple) else (tile, tile))
+        return TilePlan.of(kernel, x1, x2, tile if isinstance(tile, tuple) else (_index(tile), _index(tile)))
     room, columns = available(out), x1 if x2 is None else x2
     largest = _LARGEST_TILE if _device(out).platform == "cpu" else _LARGEST_TILE_OF_ACCELERATORS
     while True:
@@ -131,6 +148,21 @@ def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] 
         if largest <= _SMALLEST_TILE or not _fit(matrix, room) or _fit(needs(kernel, x1, plan, out), room):
             return plan
         largest //= 2
+
+
+def refuse_another_shape(out: Destination, plan: TilePlan) -> None:
+    """Refuses an array to fill that is not one for this matrix.
+
+    Raises:
+        ValueError: With both shapes and dtypes, or if `out` cannot be written.
+    """
+    if not (isinstance(out, np.ndarray) or _is_store(out)):
+        return
+    dtype = out.dtype if isinstance(out, np.ndarray) else out.dtype.numpy_dtype
+    if (tuple(out.shape), dtype) != (plan.shape, plan.dtype):
+        raise ValueError(f"out is {dtype}{tuple(out.shape)} and the matrix {plan.dtype}{plan.shape}; make them agree")
+    if not (out.flags.writeable if isinstance(out, np.ndarray) else out.writable):
+        raise ValueError("out is read-only; give an array that can be written, or None for a new one")
 
 
 def needs(kernel: KernelLike, x1: Any, plan: TilePlan, out: Destination) -> tuple[int, int, int]:
@@ -205,6 +237,29 @@ def _matrix_bytes(plan: TilePlan, out: Destination, where: str) -> int:
     else:
         place = "memory" if out is None else "there already"
     return plan.num_bytes if place == where else 0
+
+
+def _index(tile: Any) -> int:
+    try:
+        return operator.index(tile)
+    except TypeError:
+        raise ValueError(f"tile is {tile!r}; give a whole number of rows") from None
+
+
+def _refuse_other_destinations(out: Destination) -> None:
+    if out is None or isinstance(out, np.ndarray | jax.Device | str | os.PathLike) or _is_store(out):
+        return
+    what = f"a JAX array of shape {out.shape}, which cannot be filled" if isinstance(out, jax.Array) else f"{out!r}"
+    raise ValueError(
+        f"out is {what}; give a device for a JAX array there, the path of a folder for a matrix on disk, a NumPy array "
+        "to fill, or None for a new one"
+    )
+
+
+def _is_store(out: Destination) -> bool:
+    """Whether this is a TensorStore; without an import, which takes its time."""
+    library = sys.modules.get("tensorstore")
+    return library is not None and isinstance(out, library.TensorStore)
 
 
 def _device(out: Destination) -> Device:

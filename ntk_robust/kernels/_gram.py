@@ -9,7 +9,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust._core import SilentProgress
-from ntk_robust.kernels._forecast import Destination, Device, folder_of, needs, plan_gram, refuse_what_cannot_fit
+from ntk_robust.kernels._checks import check_values
+from ntk_robust.kernels._forecast import (
+    Destination,
+    Device,
+    checked,
+    folder_of,
+    needs,
+    plan_gram,
+    refuse_another_shape,
+    refuse_what_cannot_fit,
+)
 from ntk_robust.kernels._on_disk import on_disk
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, padded_tile, tile_values
 
@@ -78,10 +88,11 @@ def gram(
         x2: Examples; None for `x1` with itself, which gives an exactly symmetric matrix.
         tile: Rows and columns of a tile; None for that of the matrix on disk, or the largest that fits into the memory
             that is there (at most 2048, on accelerators 8192).
-        out: None for a new NumPy array; an array to fill (a `numpy.memmap`, say); a device, for an array there; or the
-            path of a folder, for a matrix on disk (needs tensorstore).
+        out: None for a new NumPy array; an array to fill (a `numpy.memmap`, or an open TensorStore); a device, for an
+            array there; or the path of a folder, for a matrix on disk (needs tensorstore). Only a path can be resumed:
+            nothing in an array says which tiles are done.
         kernel_name: For a function and a matrix on disk: what identifies the function's values, weights included. A
-            kernel is identified by its fields.
+            kernel is identified by its fields, and by this name too where one is given.
         progress: Where to report, an `AbstractProgress`; None is silence.
 
     Returns:
@@ -89,9 +100,11 @@ def gram(
         open for reading, of which `store[i:j].read().result()` is a NumPy array.
 
     Raises:
-        ValueError: If `tile` is not positive, there are no examples, `out` is an array of another shape or dtype, a
-            folder with a matrix of other data, kernel, dtype, shape or tile (with what differs) or with other things, a
-            function goes to disk without `kernel_name`, or memory or disk do not suffice (with what would fit).
+        ValueError: If `tile` is not a positive integer; there are no examples, or they are not floats, not finite or
+            too large to be squared (with the row); `out` is an array of another shape or dtype, a JAX array, a folder
+            with a matrix of other data, kernel, dtype, shape or tile (with what differs), with a damaged one or with
+            other things; a function goes to disk without `kernel_name`; or memory or disk do not suffice (with what
+            would fit).
 
     Examples:
         >>> import jax, numpy as np
@@ -103,19 +116,21 @@ def gram(
         >>> isinstance(gram(kernel, np.eye(2, dtype=np.float32), out=jax.devices()[0]), jax.Array)
         True
     """
-    x1, x2 = np.asarray(x1), None if x2 is None else np.asarray(x2)
+    x1, x2 = checked(kernel, x1, x2)
+    check_values("x1", x1)
+    if x2 is not None:
+        check_values("x2", x2)
     progress = progress or SilentProgress()
     if folder_of(out) is not None:
         return on_disk(kernel, x1, x2, tile=tile, out=out, kernel_name=kernel_name, progress=progress)
     plan = plan_gram(kernel, x1, x2, tile, out)
-    if isinstance(out, np.ndarray) and (out.shape != plan.shape or out.dtype != plan.dtype):
-        raise ValueError(f"out is {out.dtype}{out.shape} and the matrix {plan.dtype}{plan.shape}; make them agree")
+    refuse_another_shape(out, plan)
     refuse_what_cannot_fit(plan, needs(kernel, x1, plan, out), out)
     with progress.task("kernel matrix", total=len(plan.pairs)) as task:
         if isinstance(out, jax.Device):
             with jax.default_device(out):
                 return _on_device(kernel, x1, x2, plan, task)
-        matrix: np.ndarray = np.empty(plan.shape, plan.dtype) if out is None else out
+        matrix: Any = np.empty(plan.shape, plan.dtype) if out is None else out
         for start in plan.pairs:
             rows, columns = plan.cut(start)
             block = tile_values(kernel, x1, x2, plan, start)

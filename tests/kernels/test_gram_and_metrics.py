@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ntk_robust.kernels import (
+    _forecast,
     analytic_ntk,
     bures_distance,
     effective_rank,
@@ -89,8 +90,54 @@ def test_impossible_tilings_are_refused():
     kernel = _linear
     with pytest.raises(ValueError, match="tile is 0"):
         gram(kernel, np.ones((2, 3)), tile=0)
-    with pytest.raises(ValueError, match="at least one each"):
+    with pytest.raises(ValueError, match=r"tile is 2.5; give a whole number"):
+        _forecast._index(2.5)  # the type checker of the tests stops it before
+    with pytest.raises(ValueError, match="at least one row"):
         gram(kernel, np.ones((0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (np.nan, "row 1500 of x2 holds nan"),
+        (-np.inf, "row 1500 of x2 holds -inf"),
+        (1e30, "row 1500 of x2 has entries up to 1e[+]30, whose squares overflow float32; rescale"),
+    ],
+)
+def test_rows_that_would_make_no_number_are_refused_before_anything_is_computed(entry, message, tmp_path):
+    x = np.ones((1600, 2), np.float32)
+    damaged = x.copy()
+    damaged[1500, 1] = entry
+
+    def never(a, b):
+        raise AssertionError("computed")
+
+    for out in (None, tmp_path / "new"):
+        with pytest.raises(ValueError, match=message):
+            gram(never, x, damaged, out=out, kernel_name="never")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_store_that_is_open_can_be_filled_and_other_destinations_are_refused_in_a_sentence():
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    tensorstore = pytest.importorskip("tensorstore")
+    spec = {"driver": "zarr", "kvstore": {"driver": "memory"}}
+    store = tensorstore.open(spec, create=True, shape=(7, 7), dtype=tensorstore.float64).result()
+    assert gram(_linear, x, tile=3, out=store) is store
+    np.testing.assert_array_equal(store.read().result(), gram(_linear, x, tile=3))
+    with pytest.raises(ValueError, match=r"out is float64\(7, 7\) and the matrix float64\(6, 6\); make them agree"):
+        gram(_linear, x[:6], out=store)
+    locked = np.zeros((7, 7))
+    locked.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        gram(_linear, x, out=locked)
+    with pytest.raises(
+        ValueError, match="out is a JAX array of shape \\(7, 7\\), which cannot be filled; give a device"
+    ):
+        gram(_linear, x, out=jnp.zeros((7, 7)))
+    for other in (5, [jax.devices()[0]]):
+        with pytest.raises(ValueError, match="give a device for a JAX array there, the path of a folder"):
+            gram(_linear, x, out=other)
 
 
 def test_metrics_follow_their_definitions():

@@ -77,6 +77,68 @@ def test_a_list_of_finished_tiles_cut_at_any_byte_costs_time_and_no_bits(tmp_pat
         shutil.rmtree(folder)
 
 
+def _linear(a, b):
+    return a @ (a if b is None else b).T
+
+
+def test_a_write_of_the_identity_cut_short_leaves_nothing_in_the_way(tmp_path):
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / ".identity.json.x3k9.part").write_text('{"format": 2, "sha')
+    x = _points(4)
+    store = gram(_linear, x, tile=3, out=tmp_path / "k", kernel_name="linear")
+    np.testing.assert_array_equal(store.read().result(), gram(_linear, x, tile=3))
+    assert {path.name for path in (tmp_path / "k").iterdir()} == {"identity.json", "tiles_done.txt", "gram.zarr"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "identity.json.part").write_text("of somebody else")
+    with pytest.raises(ValueError, match="other things in it"):
+        gram(_linear, x, out=tmp_path / "mine", kernel_name="linear")
+
+
+@pytest.mark.parametrize("lost", ["a tile", "a mirror image", "the end of a tile", "all tiles"])
+def test_tiles_that_are_listed_but_no_longer_there_are_computed_again(lost, tmp_path):
+    x = _points(7)
+    x[3:6] = 0.0  # a tile of zeros is a file too
+    make = lambda **progress: gram(_linear, x, tile=3, out=tmp_path, kernel_name="linear", **progress)  # noqa: E731
+    make()
+    chunks = tmp_path / "gram.zarr"
+    assert len(list(chunks.glob("[0-9]*"))) == 9
+    if lost == "all tiles":
+        shutil.rmtree(chunks)
+    elif lost == "the end of a tile":
+        os.truncate(chunks / "0.2", 40)
+    else:
+        (chunks / ("0.2" if lost == "a tile" else "2.0")).unlink()
+    with pytest.raises(KeyboardInterrupt):  # five are still there: one is to be computed
+        make(progress=_StopAfter(1 if lost == "all tiles" else 6))
+    np.testing.assert_array_equal(make().read().result(), gram(_linear, x, tile=3))
+
+
+def test_damaged_folders_are_refused_with_the_path_and_the_remedy(tmp_path):
+    x = _points(4)
+    make = lambda folder: gram(_linear, x, tile=3, out=folder, kernel_name="linear")  # noqa: E731
+    (tmp_path / "k").mkdir()
+    for content in ("", "{}", '{"tile": [0, 3]}', "[1]"):
+        (tmp_path / "k" / "identity.json").write_text(content)
+        with pytest.raises(ValueError, match=r"k/identity.json is damaged .* delete the folder or give another"):
+            make(tmp_path / "k")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file, which is a file; give a folder"):
+        make(tmp_path / "file")
+    make(tmp_path / "m")
+    (tmp_path / "m" / "gram.zarr" / ".zarray").write_text("{")
+    with pytest.raises(ValueError, match=r"m/gram.zarr cannot be opened .* or give another folder"):
+        make(tmp_path / "m")
+
+
+def test_a_name_does_not_hide_that_a_kernel_is_another(tmp_path):
+    x = _points(4)
+    gram(KERNEL, x, tile=4, out=tmp_path / "k", kernel_name="ntk")
+    gram(KERNEL, x, tile=4, out=tmp_path / "k", kernel_name="ntk")
+    for other, name in ((3.0 * KERNEL, "ntk"), (KERNEL, "nngp"), (KERNEL, None)):
+        with pytest.raises(ValueError, match="holds another matrix \\(kernel "):
+            gram(other, x, tile=4, out=tmp_path / "k", kernel_name=name)
+
+
 def test_another_matrix_is_refused_with_what_differs(tmp_path):
     x = _points(6)
     gram(KERNEL, x, tile=4, out=tmp_path / "k")
@@ -199,7 +261,9 @@ def run(folder, moment):
             die()
         return write(store, plan, start, block)
 
-    if moment == "in the middle of a tile":
+    if moment == "in the middle of the identity":
+        Path.replace = lambda *_: die()  # written beside it, not yet under its name
+    elif moment == "in the middle of a tile":
         threading.Thread(target=watch, daemon=True).start()
     elif moment == "planted fault":
         _on_disk._write = write_after_noting
@@ -216,6 +280,7 @@ for moment in sys.argv[2:]:
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, moment
 """
 
+AT_THE_START = "in the middle of the identity"
 MOMENTS = ["in the middle of a tile", "before the note", "in the middle of the note", "between tiles"]
 
 
@@ -223,7 +288,7 @@ MOMENTS = ["in the middle of a tile", "before the note", "in the middle of the n
 def killed_runs(tmp_path_factory):
     """A folder with what a killed run left at each moment."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", _RUN, str(folder), *MOMENTS, "planted fault"]
+    command = [sys.executable, "-c", _RUN, str(folder), AT_THE_START, *MOMENTS, "planted fault"]
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -250,6 +315,14 @@ def test_a_run_killed_at_any_moment_continues_and_ends_with_the_same_bits(moment
     if moment == "in the middle of a tile":
         assert any("lock" in path.name for path in (killed_runs / moment / "gram.zarr").iterdir())
     _assert_that_the_continued_run_has_the_same_bits(killed_runs / moment, whole_matrix)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_writes_what_the_matrix_is_continues(killed_runs, whole_matrix):
+    kernel, x, expected = whole_matrix
+    folder = killed_runs / AT_THE_START
+    assert [path.suffix for path in folder.iterdir()] == [".part"]
+    np.testing.assert_array_equal(gram(kernel, x, tile=300, out=folder).read().result(), expected)
 
 
 @pytest.mark.slow
