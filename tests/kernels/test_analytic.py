@@ -38,6 +38,7 @@ from ntk_robust.models import (
 sys.path.insert(0, str(Path(__file__).parent))
 import oracles
 
+OPTIMIZED = {"xla_backend_optimization_level": 1}  # what conftest leaves out makes many random draws slow
 _pairs = eqx.filter_jit(lambda kernel, x, z: jax.vmap(kernel)(x, z))
 _distances = eqx.filter_jit(lambda kernel, x, z: jax.vmap(lambda a, b: rkhs_distance_squared(kernel, a, b))(x, z))
 _gram = eqx.filter_jit(lambda kernel, x, z: kernel.gram(x, z))
@@ -388,7 +389,7 @@ def test_the_deep_relu_kernel_is_the_mean_of_its_empirical_kernels(first_activat
     model = DeepReluNet(4, 256, 2, first_activation)
     rng = np.random.default_rng(8)
     x = jnp.asarray(rng.normal(size=(3, 4)))
-    draw = jax.jit(jax.vmap(lambda k: empirical_ntk(model.apply, model.init(key=k), x)))
+    draw = jax.jit(jax.vmap(lambda k: empirical_ntk(model.apply, model.init(key=k), x)), compiler_options=OPTIMIZED)
     samples = np.asarray(draw(jax.random.split(key, 64)))
     expected = np.asarray(analytic_ntk(model).gram(x))
     error = samples.std(axis=0, ddof=1) / math.sqrt(64)
@@ -414,9 +415,8 @@ def test_the_paired_kernel_is_the_mean_of_its_empirical_kernels(key):
 def test_the_nngp_kernel_is_the_covariance_of_outputs(key):
     model = FullyConnected(3, 512, 2, 64, b_std=0.5, w_std=1.3)
     x = jnp.asarray(np.random.default_rng(10).normal(size=(3, 3)))
-    outputs = jax.jit(jax.vmap(lambda k: jax.vmap(model.apply, (None, 0))(model.init(key=k), x)))(
-        jax.random.split(key, 40)
-    )
+    draw = jax.vmap(lambda k: jax.vmap(model.apply, (None, 0))(model.init(key=k), x))
+    outputs = jax.jit(draw, compiler_options=OPTIMIZED)(jax.random.split(key, 40))
     products = np.einsum("sik,sjk->sij", outputs, outputs) / 64
     error = products.std(axis=0, ddof=1) / math.sqrt(40)
     assert np.all(np.abs(products.mean(axis=0) - analytic_nngp(model).gram(x)) <= 5 * error)
