@@ -288,6 +288,7 @@ def _study_table(name: str, columns: dict[str, str], table: str = "runs", data: 
 def displacement_slopes() -> str:
     """Exponents of the width."""
     columns = {"quantity": "quantity", "setting": "training", "slope": "exponent", "lower": "from", "upper": "to"}
+    columns |= {"largest departure from the line": "largest departure from the line"}
     return _study_table("training_displacement", columns, "slopes")
 
 

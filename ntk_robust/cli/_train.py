@@ -259,7 +259,7 @@ def _fit(command: Train, setup: _Setup, folder: Path, keep: Callable[[TrainingRe
     model, dataset, params_0 = setup.model, setup.dataset, setup.params_0
     mask = model.trainable_mask(params_0)
     probes: dict[str, Any] = {
-        "displacement": DisplacementProbe(params_0, mask),
+        "displacement": DisplacementProbe(params_0, mask, command.width),
         "train": NaturalProbe(model.apply, setup.loss, dataset.x_train, dataset.y_train),
         "test": NaturalProbe(model.apply, setup.loss, dataset.x_test, dataset.y_test),
         "linearization": LinearizationProbe(model.apply, params_0, dataset.x_test),

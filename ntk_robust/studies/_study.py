@@ -29,6 +29,6 @@ SLOPE_COLUMNS = ("quantity", "setting", "slope", "lower", "upper", "expected", "
 
 
 def slope_row(quantity: str, setting: str, fit: SlopeFit, expected: str) -> tuple[Scalar, ...]:
-    """A row under `SLOPE_COLUMNS`; the departure is a factor on the ordinate, as exp of the log residual minus 1."""
+    """A row under `SLOPE_COLUMNS`; the departure is that of the logarithm of the ordinate, times 100."""
     departure = f"{100 * fit.max_log_residual:.1f} %"
     return (quantity, setting, fit.slope, fit.lower, fit.upper, expected, departure)

@@ -1,5 +1,6 @@
 """Adversarial training as a measuring instrument: the compiled loop, its constraints, and what it measures."""
 
+from ntk_robust._core import SlopeFit, slope_fit
 from ntk_robust.training._awp import WeightPerturbed
 from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._displacement import Displacement, parameter_displacement
@@ -20,6 +21,7 @@ from ntk_robust.training._methods import (
 from ntk_robust.training._points import AttackedPoints
 from ntk_robust.training._probes import (
     AdversarialProbe,
+    AttackedKernelDriftProbe,
     BoundaryProbe,
     DisplacementProbe,
     FlippedPatternsProbe,
@@ -40,6 +42,7 @@ __all__ = [
     "AbstractWeightSet",
     "Adversarial",
     "AdversarialProbe",
+    "AttackedKernelDriftProbe",
     "AttackedPoints",
     "Batch",
     "BoundaryProbe",
@@ -63,6 +66,7 @@ __all__ = [
     "RegretCertificate",
     "RegretRecord",
     "SavedHistory",
+    "SlopeFit",
     "Step",
     "Trades",
     "TrainingResult",
@@ -75,5 +79,6 @@ __all__ = [
     "record_trajectory",
     "running_minimum",
     "save_history",
+    "slope_fit",
     "sweep",
 ]

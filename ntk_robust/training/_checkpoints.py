@@ -49,12 +49,14 @@ class Checkpoints:
         """The checkpoints of one run.
 
         Raises:
-            ValueError: If the folder holds a checkpoint and `resume` is off, or it is of another run.
+            ValueError: If the folder is a file, or holds a checkpoint and `resume` is off, or one of another run.
         """
         import orbax.checkpoint as ocp  # noqa: PLC0415 - two seconds that only checkpoints cost
 
         logging.getLogger("absl").setLevel(logging.WARNING)
         folder = Path(self.folder).resolve()  # TensorStore takes no ".."
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; name a folder for the checkpoints")
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=self.num_kept, enable_async_checkpointing=False)
         with ocp.CheckpointManager(folder, options=options) as manager:
@@ -98,32 +100,41 @@ class RunCheckpoints:
 
         Raises:
             ValueError: If it was saved by a run with other settings.
+            OSError: If it cannot be read.
         """
         if self.step is None:
             return carry, 0
-        saved = self.manager.restore(self.step, args=self.ocp.args.Composite(settings=self.ocp.args.JsonRestore()))
-        differing = sorted(
-            name
-            for name in {*saved["settings"], *self.settings}
-            if saved["settings"].get(name) != self.settings.get(name)
-        )
+        saved = self._read(settings=self.ocp.args.JsonRestore())["settings"]
+        differing = sorted(name for name in {*saved, *self.settings} if saved.get(name) != self.settings.get(name))
         if differing:
             raise ValueError(
                 f"the checkpoint in {self.folder} is of another run: {', '.join(differing)} differ. Repeat the call "
                 "that made it, or name another folder"
             )
         named = _named(carry)
-        arrays = self.manager.restore(
-            self.step,
-            args=self.ocp.args.Composite(
-                carry=self.ocp.args.StandardRestore(
-                    {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named.items()}
-                )
-            ),
+        arrays = self._read(
+            carry=self.ocp.args.StandardRestore(
+                {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named.items()}
+            )
         )["carry"]
         leaves, structure = jax.tree.flatten(carry)
         restored = [jax.numpy.asarray(arrays[str(i)]) if leaf.size else leaf for i, leaf in enumerate(leaves)]
         return jax.tree.unflatten(structure, restored), self.step
+
+    def _read(self, **args: Any) -> Any:
+        """Parts of the newest checkpoint."""
+        try:
+            return self.manager.restore(self.step, args=self.ocp.args.Composite(**args))
+        except Exception as error:  # Orbax and TensorStore raise errors of many types for files that are damaged
+            older = [step for step in self.manager.all_steps() if step != self.step]
+            remedy = (
+                f"delete that folder and resume from the one after step {max(older)}"
+                if older
+                else "there is none before it: delete that folder and begin again"
+            )
+            raise OSError(
+                f"the checkpoint {self.folder / str(self.step)} cannot be read ({error}); {remedy}"
+            ) from error
 
     def save(self, carry: Carry, step: int) -> None:
         """Writes a checkpoint and waits until it is on disk.

@@ -19,6 +19,8 @@ class Displacement(eqx.Module):
         spectral: $\|W^{(h)} - W_0^{(h)}\|_2$ per layer, of the matrix with one row per neuron.
         two_infinity: $\max_j \|w_j - w_{0,j}\|_2$ per layer: the neuron that moved most.
         relative: `frobenius` over $\|W_0^{(h)}\|_F$; `inf` for a layer that left zero, `nan` for one that stayed there.
+        relative_spectral: `spectral` over $\|W_0^{(h)}\|_2$, in the same way.
+        relative_two_infinity: `two_infinity` over $\max_j \|w_{0,j}\|_2$, in the same way.
         total: $\|W - W_0\|_F$ over all layers.
         total_relative: `total` over $\|W_0\|_F$.
     """
@@ -28,6 +30,8 @@ class Displacement(eqx.Module):
     spectral: Float[Array, " layers"]
     two_infinity: Float[Array, " layers"]
     relative: Float[Array, " layers"]
+    relative_spectral: Float[Array, " layers"]
+    relative_two_infinity: Float[Array, " layers"]
     total: Float[Array, ""]
     total_relative: Float[Array, ""]
 
@@ -61,12 +65,20 @@ def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTre
     frobenius = jnp.stack([jnp.linalg.norm(delta.ravel()) for delta in deltas])
     initial = jnp.stack([jnp.linalg.norm(b.ravel()) for b in before])
     total = jnp.linalg.norm(frobenius)
+    spectral, initial_spectral = (
+        jnp.stack([_spectral_norm(rows(m)) for m in matrices]) for matrices in (deltas, before)
+    )
+    two_infinity, initial_two_infinity = (
+        jnp.stack([jnp.max(row_norms(m)) for m in matrices]) for matrices in (deltas, before)
+    )
     return Displacement(
         layers=names,
         frobenius=frobenius,
-        spectral=jnp.stack([_spectral_norm(rows(delta)) for delta in deltas]),
-        two_infinity=jnp.stack([jnp.max(row_norms(delta)) for delta in deltas]),
+        spectral=spectral,
+        two_infinity=two_infinity,
         relative=frobenius / initial,
+        relative_spectral=spectral / initial_spectral,
+        relative_two_infinity=two_infinity / initial_two_infinity,
         total=total,
         total_relative=total / jnp.linalg.norm(initial),
     )

@@ -1,9 +1,11 @@
 """What a run depends on, as short digests that two processes can compare."""
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
+import sysconfig
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +20,11 @@ from ntk_robust._core import package_version
 def fingerprint(settings: Any) -> dict[str, str]:
     """One digest per field of a record, and the versions and device that decide the bits of a run.
 
-    Arrays count by their bytes, functions by their compiled code, defaults and closures, strategy objects by their
-    class's methods and their fields. Global variables that a function reads are not seen.
+    Arrays count by their bytes, functions by their compiled code, defaults, closures and the global variables that they
+    read, strategy objects by their class's methods and their fields. Of globals, functions and classes are followed as
+    far as the caller's own code goes; numbers, text, arrays, containers and records of them count by value, the
+    caller's own modules by their file, installed packages by their name and version. Globals that a function assigns
+    itself, attributes of a global's other objects, and files that code reads are not seen.
     """
     fields = {field.name: _digest(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
     device = jax.local_devices()[0]
@@ -99,6 +104,7 @@ def _object_parts(value: Any) -> Iterable[Any]:
             return [value.co_code, value.co_names, value.co_varnames, value.co_consts]
         case types.FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            read = _globals_read(value) if _is_own(value.__code__.co_filename) else {}
             return [
                 value.__module__,
                 value.__qualname__,
@@ -106,6 +112,7 @@ def _object_parts(value: Any) -> Iterable[Any]:
                 value.__defaults__,
                 value.__kwdefaults__,
                 cells,
+                *((name, _as_global(read[name])) for name in sorted(read)),
             ]
         case types.MethodType():
             return [value.__func__, value.__self__]
@@ -128,8 +135,56 @@ def _class_parts(cls: type) -> Iterable[Any]:
         for name, member in sorted(vars(base).items()):
             function = inspect.unwrap(getattr(member, "method", getattr(member, "fget", member)))
             if isinstance(function, types.FunctionType):
-                parts += [name, function.__code__]
+                parts += [name, function if _is_own(function.__code__.co_filename) else function.__code__]
     return parts
+
+
+def _globals_read(function: types.FunctionType) -> dict[str, Any]:
+    """The module's variables that a function, or one defined inside it, reads and does not assign."""
+    read, assigned, codes = set[str](), set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                read.add(instruction.argval)
+            elif instruction.opname == "STORE_GLOBAL":
+                assigned.add(instruction.argval)
+    return {name: function.__globals__[name] for name in read - assigned if name in function.__globals__}
+
+
+def _as_global(value: Any) -> Any:
+    """What of a global variable counts: of objects with a life of their own (loggers, caches, files) the type only."""
+    match value:
+        case types.ModuleType():
+            file = getattr(value, "__file__", None)
+            if file is not None and _is_own(file) and Path(file).is_file():
+                return value.__name__, Path(file).read_bytes()
+            return value.__name__, str(package_version(value.__name__.partition(".")[0]))
+        case types.FunctionType() | types.MethodType() | functools.partial() | type() | jax.Array():
+            return value
+        case None | bool() | int() | float() | complex() | str() | bytes() | np.ndarray() | np.generic():
+            return value
+        case list() | tuple():
+            return [_as_global(item) for item in value]
+        case dict():
+            return {repr(name): _as_global(item) for name, item in value.items()}
+        case _ if hasattr(value, "__wrapped__") or dataclasses.is_dataclass(value):
+            return value
+        case _:
+            return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+@functools.cache
+def _is_own(file: str) -> bool:
+    """Whether code is the caller's: not of this package, the standard library or an installed package."""
+    paths = sysconfig.get_paths()
+    libraries = [
+        str(Path(__file__).parents[1]),
+        *(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    ]
+    parts = Path(file).parts
+    return not (file.startswith(("<frozen", *libraries)) or "site-packages" in parts or "dist-packages" in parts)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -1,6 +1,8 @@
 """Training as one compiled program between progress reports."""
 
 import contextlib
+import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +31,7 @@ class TrainingResult(eqx.Module):
     """Where a run ended and what it saw.
 
     Attributes:
-        params: Final weights; the last finite ones where `finite` is False.
+        params: Final weights; where `finite` is False, those before the step that was refused.
         params_0: The weights it began from.
         history: One entry per step t = 0, 1, ..., each measured on the batch of that step at the weights W_t before it:
             "objective" (what the method descends), "surrogate_loss" (mean loss under the training attack, L_A(W_t)),
@@ -39,7 +41,7 @@ class TrainingResult(eqx.Module):
         probes: Per probe, its results stacked along a leading axis; see `probe_steps`.
         probe_steps: How many steps the weights of each probing had taken: 0, k, 2k, ..., and the last.
         num_steps: Steps completed.
-        finite: Whether every loss, gradient and step was finite.
+        finite: Whether every loss, gradient and step was finite, and loss and gradient at the last weights.
         message: Empty, or what happened, where, and what to do.
     """
 
@@ -102,6 +104,9 @@ def fit(
     Attack, step, projection, probes and records are one compiled program, which runs in chunks; where it is cut changes
     no bit of any result. The same arguments and key give the same bits on the same machine.
 
+    The weights after the last step are tried by one more step, which is not taken: objective and gradient must be
+    finite there too. A run of T steps so costs T + 1.
+
     Args:
         apply_fn: (weights, one example) -> output, scalar or logits. A bound `model.apply`, a plain function, or an
             `equinox.Module`. Compiled once per function object and shapes.
@@ -111,7 +116,8 @@ def fit(
         loss: (output, target) -> scalar, such as `ntk_robust.losses.Squared()`.
         attack: The inner maximization; `ntk_robust.attacks.Identity()` is natural training.
         perturbations: The set $B(x)$ that the attack searches; its `epsilon` may hold one radius for each input.
-        optimizer: Any optax transformation; its state lives on the trained weights only.
+        optimizer: Any optax transformation; its state lives on the trained weights only. Line searches such as
+            `optax.lbfgs()` see the method's objective at the perturbed inputs of the step, held fixed.
         num_steps: How many steps.
         method: How a batch becomes a gradient; None is `Adversarial()`.
         trainable: Mask like `params`, False at weights that never change; None trains every array of floats.
@@ -133,7 +139,7 @@ def fit(
         key: Randomness of batches and attacks.
 
     Returns:
-        The result. If a loss, a gradient or a step is not finite, the run ends there with the last finite weights,
+        The result. If a loss, a gradient or a step is not finite, the run ends there with the weights before that step,
         `finite=False` and a `message`.
 
     Raises:
@@ -162,10 +168,9 @@ def fit(
         record=record,
         key=key,
     )
-    if steps_per_chunk is not None and steps_per_chunk < 1:
-        raise ValueError(f"steps_per_chunk is {steps_per_chunk}; give a positive number of steps")
+    if steps_per_chunk is not None:
+        _check_count("steps_per_chunk", steps_per_chunk)
     chunk = steps_per_chunk or max(1, num_steps // 20)
-    clock = time.perf_counter()
     carry = start(program, trained)
     with contextlib.ExitStack() as stack:
         task = stack.enter_context((progress or SilentProgress()).task("training", num_steps))
@@ -176,10 +181,12 @@ def fit(
             task.advance(done)
         while done < num_steps:
             begin, end = done, min(done + chunk, num_steps)
-            # The turn after the last step only probes.
+            began = time.perf_counter()
+            # The turn after the last step probes and looks at the last weights.
             carry = advance(program, carry, begin, end + (end == num_steps))
             if not bool(carry.state.finite):
                 break
+            elapsed = time.perf_counter() - began  # of the steps alone: callbacks and checkpoints may be slow
             done = end
             if saved is not None:
                 saved.save(carry, end)
@@ -187,9 +194,7 @@ def fit(
             if callback is not None:
                 callback(finish(program, jax.tree.map(jnp.copy, carry), params))
             if steps_per_chunk is None:
-                now = time.perf_counter()
-                chunk = max(1, int((end - begin) * min(_SECONDS_PER_CHUNK / max(now - clock, 1e-9), num_steps)))
-                clock = now
+                chunk = max(1, int((end - begin) * min(_SECONDS_PER_CHUNK / max(elapsed, 1e-9), num_steps)))
         last_good = "" if saved is None else saved.describe()
     result = finish(program, carry, params, advice=last_good)
     if throw and not result.finite:
@@ -220,19 +225,21 @@ def prepare(
     key: Key[Array, ""],
 ) -> tuple[Program, PyTree]:
     """The program and the trained weights of a run, after every check that needs no tracing; arguments as in `fit`."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; give at least one step")
-    if probe_every < 1:
-        raise ValueError(f"probe_every is {probe_every}; give a positive number of steps")
+    _check_count("num_steps", num_steps)
+    _check_count("probe_every", probe_every)
+    _check_array("xs", xs)
+    _check_array("ys", ys)
     if len(xs) != len(ys) or len(xs) == 0:
         raise ValueError(f"{len(xs)} inputs and {len(ys)} targets; give as many of each, at least one")
-    if batch_size is not None and not 1 <= batch_size <= len(xs):
+    if batch_size is not None:
+        _check_count("batch_size", batch_size)
+    if batch_size is not None and batch_size > len(xs):
         raise ValueError(f"batch_size is {batch_size} with {len(xs)} examples; give 1 to {len(xs)}, or None for all")
     radii = jnp.shape(perturbations.epsilon)
     if radii not in ((), (len(xs),)):
         raise ValueError(f"radii of shape {radii} for {len(xs)} inputs; give one radius, or one for each input")
     sharding = _rows_over(devices, len(xs) if batch_size is None else batch_size)
-    _check_dtypes(params, xs)
+    _check_dtypes(params, xs, ys)
     mask = trainable_mask(params, trainable)
     trained, frozen = eqx.partition(params, mask)
     anchor = params if anchor is None else anchor
@@ -284,6 +291,7 @@ def finish(program: Program, carry: Carry, params_0: PyTree, advice: str = "") -
     state = carry.state
     num_steps, finite = int(state.num_steps), bool(state.finite)
     entries = num_steps if finite else num_steps + 1
+    # The last row of the buffers is for the step after the last, kept where it shows what is not finite.
     # Probings happen before steps 0, k, ...; one that was due before the refused step did happen.
     probings = program.num_probings if num_steps == program.num_steps else -(-entries // program.probe_every)
     steps = np.minimum(np.arange(probings) * program.probe_every, num_steps)
@@ -308,11 +316,22 @@ def _explain(carry: Carry) -> str:
     where = (
         f"the gradient of {', '.join(culprits)} is not finite" if culprits else "every entry of the gradient is finite"
     )
+    if step == 0 and not math.isfinite(row["objective"] + row["gradient_norm"]):
+        advice = (
+            "No step was taken yet, so the learning rate is not the reason: look for numbers that are not finite in "
+            "inputs, targets and initial weights, for a network or loss without a slope there, and at their scale."
+        )
+    else:
+        advice = (
+            "Usually the learning rate is too large or a loss without a bounded slope overflows: lower the learning "
+            "rate, clip the gradient (optax.clip_by_global_norm), or use float64."
+        )
+    which = (
+        f"step {step}" if step < len(carry.history["objective"]) - 1 else f"the trial after the last step, step {step}"
+    )
     return (
-        f"training stopped in step {step}: objective {row['objective']:.3g}, gradient norm {row['gradient_norm']:.3g}, "
-        f"step length {row['step_length']:.3g}; {where}. The result holds the weights before this step. Usually the "
-        "learning rate is too large or a loss without a bounded slope overflows: lower the learning rate, clip the "
-        "gradient (optax.clip_by_global_norm), or use float64."
+        f"training stopped in {which}: objective {row['objective']:.3g}, gradient norm {row['gradient_norm']:.3g}, "
+        f"step length {row['step_length']:.3g}; {where}. The result holds the weights before this step. {advice}"
     )
 
 
@@ -321,7 +340,21 @@ def _record_nothing(step: Step) -> dict[str, PyTree]:
     return {}
 
 
-def _check_dtypes(params: PyTree, xs: Array) -> None:
+def _check_count(name: str, count: Any) -> None:
+    try:
+        whole = operator.index(count)
+    except TypeError:
+        whole = 0
+    if whole < 1:
+        raise ValueError(f"{name} is {count}; give a positive whole number")
+
+
+def _check_array(name: str, values: Any) -> None:
+    if not isinstance(values, jax.Array | np.ndarray):
+        raise ValueError(f"{name} is a {type(values).__name__}; give an array, such as jnp.asarray({name})")
+
+
+def _check_dtypes(params: PyTree, xs: Array, ys: Array) -> None:
     dtypes = {str(layer.dtype) for layer in layers(params)}
     if not dtypes:
         raise ValueError("params holds no array of floats; there is nothing to train")
@@ -329,6 +362,10 @@ def _check_dtypes(params: PyTree, xs: Array) -> None:
         raise ValueError(
             f"weights are {', '.join(sorted(dtypes))} and inputs {xs.dtype}; give both one dtype, "
             "for example xs.astype(...) or model.init(..., dtype=xs.dtype)"
+        )
+    if jnp.issubdtype(ys.dtype, jnp.floating) and jnp.result_type(ys) != xs.dtype:
+        raise ValueError(
+            f"targets are {ys.dtype} and inputs {xs.dtype}; give both one dtype, for example ys.astype(...)"
         )
 
 

@@ -1,7 +1,7 @@
 """The compiled loop: one program that steps, measures and records."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
 from ntk_robust.training._layers import layers
-from ntk_robust.training._methods import AbstractMethod, Batch, Problem
+from ntk_robust.training._methods import AbstractAttackedObjective, AbstractMethod, Batch, Problem
 from ntk_robust.training._static import Static, join, split
 from ntk_robust.training._weight_sets import AbstractWeightSet
 
@@ -162,7 +162,8 @@ class Program(eqx.Module):
         )
         _, record = jax.eval_shape(_plain(self.step), state, jnp.zeros((), jnp.int32))
         measured = jax.eval_shape(_plain(self.measure), params)
-        return Carry(state, _buffers(record, self.num_steps), _buffers(measured, self.num_probings))
+        # One row more, for the trial after the last step.
+        return Carry(state, _buffers(record, self.num_steps + 1), _buffers(measured, self.num_probings))
 
     def batch(self, state: State, step: Int[Array, ""]) -> tuple[Batch, Int[Array, " b"] | None, Int[Array, " rows"]]:
         """The batch of step t, its rows (None for all), and the order of the epoch: permuted anew when one begins."""
@@ -189,7 +190,12 @@ class Program(eqx.Module):
         found = self.method.gradient(self.problem(rows), state.params, batch, state.method)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with its integer step count
             updates, optimizer = optax.with_extra_args_support(self.optimizer).update(
-                found.gradient, state.optimizer, state.params, value=found.objective, grad=found.gradient
+                found.gradient,
+                state.optimizer,
+                state.params,
+                value=found.objective,
+                grad=found.gradient,
+                value_fn=self.value_fn(batch, rows, found.xs_adv),
             )
         params = optax.apply_updates(state.params, updates)
         projected = jnp.asarray(False)
@@ -199,7 +205,8 @@ class Program(eqx.Module):
 
         gradient_norm = optax.tree.norm(found.gradient)
         step_length = optax.tree.norm(optax.tree.sub(params, state.params))
-        finite = jnp.isfinite(found.objective) & jnp.isfinite(gradient_norm) & jnp.isfinite(step_length)
+        finite = jnp.isfinite(found.objective) & jnp.isfinite(gradient_norm)
+        finite &= jnp.isfinite(step_length) | (index == self.num_steps)
         record = {
             "objective": found.objective,
             "surrogate_loss": found.surrogate_loss,
@@ -207,7 +214,7 @@ class Program(eqx.Module):
             "step_length": step_length,
             "projected": projected,
         }
-        record |= self.record(
+        more = self.record(
             Step(
                 index=index,
                 params=eqx.combine(state.params, self.frozen),
@@ -221,21 +228,50 @@ class Program(eqx.Module):
                 projected=projected,
             )
         )
+        if record.keys() & more.keys():
+            raise ValueError(
+                f"record returned {', '.join(sorted(record.keys() & more.keys()))}, which the history holds already; "
+                "choose other names"
+            )
+        record |= more
         # A step that is not finite is not taken: the weights stay the last ones at which everything was.
-        taken = State(params, optimizer, found.state, order, index + 1, finite, state.culprits)
+        taken = State(params, optimizer, found.state, order, index + 1, jnp.asarray(True), state.culprits)
         refused = state._replace(
             finite=finite,
             culprits=jnp.stack([~jnp.all(jnp.isfinite(layer)) for layer in layers(found.gradient)]),
         )
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, refused), record
+        goes_on = finite & (index < self.num_steps)
+        return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), taken, refused), record
+
+    def value_fn(
+        self, batch: Batch, rows: Int[Array, " b"] | None, xs_adv: Float[Array, "b *dims"]
+    ) -> Callable[[PyTree], Float[Array, ""]]:
+        """The objective of a step at other weights and the same perturbed inputs, for line searches."""
+
+        def value(params: PyTree) -> Float[Array, ""]:
+            if not isinstance(self.method, AbstractAttackedObjective):
+                raise ValueError(
+                    f"the optimizer asks for the objective at other weights (a line search), which "
+                    f"{type(self.method).__name__} does not have; give another optimizer, or a method that is an "
+                    "AbstractAttackedObjective, such as Adversarial()"
+                )
+            return self.method.objective(self.problem(rows), params, batch, xs_adv)[0]
+
+        return value
 
     def measure(self, params: PyTree) -> dict[str, dict[str, Array]]:
         """All probes at the trained weights `params`."""
         whole = eqx.combine(params, self.frozen)
-        return {name: dict(probe(whole)) for name, probe in self.probes.items()}
+        _check_names("a probe", self.probes)
+        found = {name: probe(whole) for name, probe in self.probes.items()}
+        for name, measured in found.items():
+            if not isinstance(measured, Mapping):
+                raise ValueError(f"probe {name!r} returned {measured}; it must return a dict of arrays")
+            _check_names(f"a measurement of probe {name!r}", measured)
+        return {name: dict(measured) for name, measured in found.items()}
 
     def turn(self, index: Int[Array, ""], carry: Carry) -> Carry:
-        """Probes before step `index` if they are due, then the step; index `num_steps` only probes."""
+        """Probes before step `index` if they are due, then the step; index `num_steps` tries one that is not taken."""
         state, history, probes = carry
         if self.probes:
             # The condition must not depend on the state: vmap would turn it into a select, with probes at every step.
@@ -244,10 +280,9 @@ class Program(eqx.Module):
             measured = lax.cond(due, measure, _blank(measure), state.params)
             row = jnp.where(due & state.finite, -(-index // self.probe_every), self.num_probings)
             probes = _write(probes, measured, row)
-        acts = state.finite & (index < self.num_steps)
-        step = _plain(self.step)
+        step, acts = _plain(self.step), state.finite
         state, record = lax.cond(acts, step, _idle(step), state, index)
-        history = _write(history, record, jnp.where(acts, index, self.num_steps))
+        history = _write(history, record, jnp.where(acts, index, self.num_steps + 1))
         return Carry(state, history, probes)
 
 
@@ -318,6 +353,13 @@ def _stacked(programs: Sequence[Program]) -> tuple[tuple[Any, ...], tuple[int | 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def _check_names(what: str, names: Iterable[Any]) -> None:
+    """Names become folders of a saved history."""
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{what} is called {name!r}; give a text without slashes that is not . or ..")
 
 
 def _plain(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,17 +18,20 @@ from ntk_robust.training._weight_sets import AbstractWeightSet
 
 
 class DisplacementProbe(eqx.Module):
-    """Movement of the weights, as `parameter_displacement` measures it.
+    r"""Movement of the weights, as `parameter_displacement` measures it.
 
-    Returns "frobenius", "spectral", "two_infinity" and "relative" per layer, "total" and "total_relative".
+    Returns "frobenius", "spectral", "two_infinity", "relative", "relative_spectral" and "relative_two_infinity" per
+    layer, "total" and "total_relative", and with `width` also "theory_radius" per layer.
 
     Attributes:
         params_0: Where movement is counted from.
         trainable: Mask of the layers that count (plain bools), None for all.
+        width: $m$ of the theory radius $\sqrt m \|W^{(h)} - W_0^{(h)}\|_F$; None leaves it out.
     """
 
     params_0: PyTree
     trainable: PyTree[bool] | None = None
+    width: int | None = eqx.field(default=None, static=True)
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Displacement of `params`."""
@@ -38,9 +41,11 @@ class DisplacementProbe(eqx.Module):
             "spectral": moved.spectral,
             "two_infinity": moved.two_infinity,
             "relative": moved.relative,
+            "relative_spectral": moved.relative_spectral,
+            "relative_two_infinity": moved.relative_two_infinity,
             "total": moved.total,
             "total_relative": moved.total_relative,
-        }
+        } | ({} if self.width is None else {"theory_radius": moved.theory_radius(self.width)})
 
 
 class NaturalProbe(eqx.Module):
@@ -50,7 +55,8 @@ class NaturalProbe(eqx.Module):
         apply_fn: (weights, one example) -> output.
         loss: (output, target) -> scalar.
         xs: Examples.
-        ys: Their targets, ±1 for a scalar output and integer labels for logits.
+        ys: Their targets: ±1 for a scalar output; for several, integer labels or vectors whose largest entry is the
+            class (one-hot codes).
     """
 
     apply_fn: Callable[..., Any]
@@ -137,7 +143,7 @@ class BoundaryProbe(eqx.Module):
 
 
 class KernelDriftProbe(eqx.Module):
-    r"""How a kernel matrix changed in length and in direction.
+    r"""How a kernel matrix on fixed points changed in length and in direction.
 
     "kernel_drift" $= \|\Theta_t - \Theta_0\|_F / \|\Theta_0\|_F$, "kernel_growth" $= \|\Theta_t\|_F /
     \|\Theta_0\|_F$, "kernel_angle" and "centered_kernel_angle" (radians, without and with row and column means taken
@@ -145,7 +151,8 @@ class KernelDriftProbe(eqx.Module):
 
     Attributes:
         kernel_fn: weights -> kernel matrix on the caller's points, for example
-            `lambda params: empirical_ntk(model.apply, params, xs)`.
+            `lambda params: empirical_ntk(model.apply, params, xs)`. On points that move with the weights the motion
+            would count as a change of the kernel: see `AttackedKernelDriftProbe`.
         gram_0: The reference $\Theta_0$, usually `kernel_fn(params_0)`.
     """
 
@@ -154,14 +161,30 @@ class KernelDriftProbe(eqx.Module):
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Change at `params`."""
-        gram = self.kernel_fn(params)
-        return {
-            "kernel_drift": kernel_drift(gram, self.gram_0),
-            "kernel_growth": jnp.linalg.norm(gram) / jnp.linalg.norm(self.gram_0),
-            "kernel_angle": kernel_angle(gram, self.gram_0),
-            "centered_kernel_angle": kernel_angle(gram, self.gram_0, centered=True),
-            "effective_rank": effective_rank(gram),
-        }
+        return _kernel_change(self.kernel_fn(params), self.gram_0)
+
+
+class AttackedKernelDriftProbe(eqx.Module):
+    r"""`KernelDriftProbe` where an attack on the current weights ends: $\Theta_t$ and $\Theta_0$ at the same points.
+
+    At $x_t' = A(W_t, x)$ both $\Theta_t(x_t', x_t')$ and $\Theta_0(x_t', x_t')$ are computed, so that a kernel that
+    does not depend on the weights has no drift although the points move. Costs the attack and two kernel matrices.
+
+    Attributes:
+        kernel_fn: (weights, points) -> kernel matrix, for example
+            `lambda params, xs: empirical_ntk(model.apply, params, xs)`.
+        params_0: $W_0$.
+        points: Examples and the attack on them.
+    """
+
+    kernel_fn: Callable[[PyTree, Array], Float[Array, "n n"]]
+    params_0: PyTree
+    points: AttackedPoints
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Change at `params`."""
+        xs = self.points(params)
+        return _kernel_change(self.kernel_fn(params, xs), self.kernel_fn(self.params_0, xs))
 
 
 class KernelSpectrumProbe(eqx.Module):
@@ -220,9 +243,21 @@ class FlippedPatternsProbe(eqx.Module):
         return {"flipped_patterns": jnp.stack([jnp.mean(now != before, dtype=self.xs.dtype) for now, before in pairs])}
 
 
+def _kernel_change(gram: Float[Array, "n n"], gram_0: Float[Array, "n n"]) -> dict[str, Array]:
+    return {
+        "kernel_drift": kernel_drift(gram, gram_0),
+        "kernel_growth": jnp.linalg.norm(gram) / jnp.linalg.norm(gram_0),
+        "kernel_angle": kernel_angle(gram, gram_0),
+        "centered_kernel_angle": kernel_angle(gram, gram_0, centered=True),
+        "effective_rank": effective_rank(gram),
+    }
+
+
 def _loss_and_accuracy(
     apply_fn: Callable[..., Any], loss: Callable[..., Any], params: PyTree, xs: Array, ys: Array
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     outputs = jax.vmap(apply_fn, (None, 0))(params, xs)
-    right = jnp.mean(jax.vmap(Margin())(outputs, ys) < 0, dtype=outputs.dtype)
+    # Targets that are vectors, as one-hot codes for the squared loss, name the class of their largest entry.
+    labels = jnp.argmax(ys, axis=-1) if outputs.ndim == ys.ndim == 2 else ys
+    right = jnp.mean(jax.vmap(Margin())(outputs, labels) < 0, dtype=outputs.dtype)
     return jnp.mean(jax.vmap(loss)(outputs, ys)), right

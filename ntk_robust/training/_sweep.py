@@ -1,5 +1,6 @@
 """Several runs at once."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -56,10 +57,12 @@ def sweep(
         >>> [round(float(result.history["surrogate_loss"][0]), 3) for result in results]
         [0.5, 0.0]
     """
-    try:
-        prepared = [prepare(**run) for run in runs]
-    except TypeError as error:
-        raise ValueError(f"a run of the sweep does not fit: {error}; name the arguments of fit") from error
+    for run in runs:
+        try:
+            inspect.signature(prepare).bind(**run)
+        except TypeError as error:
+            raise ValueError(f"a run of the sweep does not fit: {error}; name the arguments of fit") from error
+    prepared = [prepare(**run) for run in runs]
     if vectorize not in (True, False, None, "measured"):
         raise ValueError(f'vectorize is {vectorize!r}; give True, False, None or "measured"')
     vectorize = jax.default_backend() != "cpu" if vectorize is None else vectorize

@@ -2,11 +2,12 @@
 
 import abc
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -124,6 +125,6 @@ class NeuronBall(AbstractWeightSet):
         return self.radius - jnp.max(jnp.stack([jnp.max(row_norms(delta)) for delta in deltas]))
 
 
-def _check_radius(weights: AbstractWeightSet, radius: float | Array) -> None:
-    if isinstance(radius, float) and not 0 < radius < math.inf:
+def _check_radius(weights: AbstractWeightSet, radius: Any) -> None:
+    if isinstance(radius, int | float | np.generic) and not 0 < radius < math.inf:
         raise ValueError(f"{type(weights).__name__} has radius {radius}; give a positive finite number in weight units")

@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from ntk_robust.attacks import PGD, LinfBall
 from ntk_robust.losses import Squared
 from ntk_robust.training import Checkpoints, DisplacementProbe, LayerwiseFrobeniusBall, fit
+from ntk_robust.training import _fingerprint as fingerprints
 from ntk_robust.training._fingerprint import fingerprint
 
 pytest.importorskip("orbax.checkpoint")
@@ -141,6 +143,70 @@ def test_fingerprints_see_closures_and_code_and_nothing_that_differs_between_pro
     assert digest(optax.adam(0.1)) == digest(optax.adam(0.1)) != digest(optax.adam(0.2))
     assert digest(PGD(num_steps=2, relative_step=0.5)) != digest(PGD(num_steps=3, relative_step=0.5))
     assert digest(XS) == digest(np.array(XS) + 0 * XS) != digest(XS.at[0, 0].add(1e-16 + 1e-9))
+
+
+def module(source):
+    """The namespace of a module of the caller's own."""
+    found = {"__name__": "experiment", "jnp": jnp}
+    exec(compile(source, "experiment.py", "exec"), found)
+    return found
+
+
+def digest(value):
+    Settings = dataclasses.make_dataclass("Settings", ["value"])
+    return fingerprint(Settings(value))["value"]
+
+
+SOURCE = """
+FACTOR, COUNT, LOG = 2.0, 0, open
+def even(n): return n == 0 or odd(n - 1)
+def odd(n): return n > 0 and even(n - 1)
+def act(x): return jnp.maximum(x, 0) * FACTOR
+def net(w, x):
+    global COUNT
+    COUNT = COUNT + 1
+    return sum(act(row) for row in w * x if even(2))
+class Loss:
+    def __call__(self, f, y): return act(f - y)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seen"),
+    [
+        ("maximum(x, 0)", "minimum(x, 0)", True),
+        ("FACTOR, COUNT, LOG = 2.0", "FACTOR, COUNT, LOG = 3.0", True),
+        ("n > 0 and", "n > 1 and", True),
+        ("2.0, 0, open", "2.0, 7, print", False),  # what net itself assigns, and what it does not read
+        ("", "", False),
+    ],
+)
+def test_fingerprints_see_what_a_function_reads_from_its_module(before, after, seen):
+    old, new = module(SOURCE), module(SOURCE.replace(before, after))
+    assert (digest(old["net"]) != digest(new["net"])) is seen
+
+
+def test_fingerprints_follow_methods_and_name_installed_packages_by_version(monkeypatch):
+    old, new = module(SOURCE), module(SOURCE.replace("maximum", "minimum"))
+    assert digest(old["Loss"]()) != digest(new["Loss"]())
+    before = digest(old["net"])
+    monkeypatch.setattr(fingerprints, "package_version", lambda name: f"another {name}")
+    assert digest(module(SOURCE)["net"]) != before
+
+
+def test_a_damaged_checkpoint_is_named_with_the_good_one_before_it(tmp_path):
+    run(checkpoints=Checkpoints(tmp_path))
+    for file in (tmp_path / "9").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    with pytest.raises(OSError, match=rf"{tmp_path}/9 cannot be read .*resume from the one after step 8"):
+        run(checkpoints=Checkpoints(tmp_path, resume=True))
+
+
+def test_a_file_is_no_folder_of_checkpoints(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        run(checkpoints=Checkpoints(tmp_path / "file"))
 
 
 # A server that has imported everything and compiled nothing forks them: Python and JAX start once for all processes.

@@ -9,12 +9,16 @@ from ntk_robust.attacks import FGSM, PGD, Identity, LinfBall
 from ntk_robust.losses import CrossEntropy, Squared
 from ntk_robust.training import (
     AbstractMethod,
+    Centered,
     DisplacementProbe,
+    Free,
     Gradient,
     LayerwiseFrobeniusBall,
+    Linearized,
     fit,
     running_minimum,
 )
+from ntk_robust.training import _fit as fit_module
 
 EPSILON, RATE = 0.1, 0.05
 XS = jr.normal(jr.key(0), (6, 4))
@@ -168,6 +172,20 @@ def test_the_callers_weights_survive_a_run():
 
 
 @pytest.mark.slow
+def test_the_centered_second_phase_is_gradient_descent_on_the_kernel_that_the_first_reached():
+    first = run(record=everything).params
+    tangent = Linearized(Centered(network, first), first)
+    second = run(first, apply_fn=tangent, attack=Identity(), num_steps=5)
+    gradients = jax.vmap(jax.grad(network), (None, 0))(first, XS)
+    features = np.concatenate([np.reshape(gradients[name], (6, -1)) for name in PARAMS], axis=1)
+    # f_t = (I - (I - α K / n)^t) y from f_0 = 0.
+    decay = np.linalg.matrix_power(np.eye(6) - RATE * features @ features.T / 6, 5)
+    expected = (np.eye(6) - decay) @ np.asarray(YS)
+    np.testing.assert_allclose([tangent(second.params, x) for x in XS], expected, rtol=1e-10)
+    assert second.history["surrogate_loss"][0] == pytest.approx(np.mean(np.asarray(YS) ** 2) / 2)
+
+
+@pytest.mark.slow
 def test_a_linear_model_moves_as_its_closed_form_says():
     # Natural gradient flow of least squares in discrete time: w_t = w_* + (I - α C)^t (w_0 - w_*), C = XᵀX/n.
     w_0, steps = jr.normal(jr.key(5), (4,)), 30
@@ -243,6 +261,61 @@ def test_a_diverging_run_stops_at_the_last_finite_weights_and_says_where():
     assert "learning rate" in result.message
     with pytest.raises(FloatingPointError, match="learning rate"):
         run(**options, throw=True)
+
+
+def test_what_overflows_before_any_step_is_not_blamed_on_the_learning_rate():
+    result = run(PARAMS | {"readout": 1e200 * PARAMS["readout"]}, record=everything)
+    assert result.num_steps == 0
+    assert "the learning rate is not the reason: look for" in result.message
+
+
+def test_weights_that_break_down_in_the_last_step_are_found():
+    def product(params, x):
+        return params["readout"] @ (params["hidden"] @ x)
+
+    result = run(apply_fn=product, attack=Identity(), num_steps=1, optimizer=optax.sgd(1e150))
+    assert max(float(jnp.max(jnp.abs(value))) for value in result.params.values()) > 1e140  # the step was taken
+    assert (result.num_steps, result.finite) == (1, False)
+    assert "in the trial after the last step, step 1: objective inf" in result.message
+    assert result.history["objective"].shape == (2,)
+
+
+def test_slow_callbacks_do_not_shorten_the_pieces_of_a_run(monkeypatch):
+    now, calls = [0.0], []
+
+    def slow(result):
+        calls.append(result.num_steps)
+        now[0] += 10.0
+
+    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: now[0])
+    run(record=everything, callback=slow)
+    assert calls == [1, 7]
+
+
+@pytest.mark.slow
+def test_a_line_search_sees_the_objective_at_fixed_perturbed_inputs():
+    result = run(jr.normal(jr.key(5), (4,)), apply_fn=linear, attack=Identity(), num_steps=25, optimizer=optax.lbfgs())
+    np.testing.assert_allclose(result.params, np.linalg.lstsq(np.asarray(XS), np.asarray(YS))[0], rtol=1e-6)
+    attacked = run(optimizer=optax.lbfgs(), num_steps=3, record=everything)
+    assert attacked.finite
+    fixed = [
+        objective_at_fixed_inputs(
+            jax.tree.map(lambda leaf, t=t: leaf[t], attacked.history["next_params"]),
+            attacked.history["xs_adv"][t],
+            YS,
+        )
+        for t in range(3)
+    ]
+    assert all(after < before for after, before in zip(fixed, attacked.history["objective"], strict=True))
+
+
+def objective_at_fixed_inputs(params, xs, ys):
+    return float(jnp.mean((jax.vmap(network, (None, 0))(params, xs) - ys) ** 2 / 2))
+
+
+def test_a_line_search_without_an_objective_to_search_is_refused():
+    with pytest.raises(ValueError, match="line search\\), which Free does not have"):
+        run(optimizer=optax.lbfgs(), method=Free(2))
 
 
 @pytest.mark.slow
@@ -322,6 +395,40 @@ def test_progress_is_told_every_step_once():
 def test_wrong_calls_are_refused_before_tracing_in_words(options, words):
     with pytest.raises(ValueError, match=words):
         run(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"probes": {"a/b": DisplacementProbe(PARAMS)}}, "a probe is called 'a/b'"),
+        ({"probes": {"..": DisplacementProbe(PARAMS)}}, r"a probe is called '\.\.'"),
+        ({"probes": {"norm": lambda params: params["hidden"].sum()}}, "'norm' returned .* must return a dict"),
+        ({"probes": {"norm": lambda params: {"a/b": params["readout"]}}}, "probe 'norm' is called 'a/b'"),
+        ({"record": lambda step: {"objective": step.objective}}, "record returned objective"),
+    ],
+)
+def test_probes_and_records_that_cannot_be_kept_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        run(**options)
+
+
+def test_arguments_of_another_kind_are_refused_where_no_hook_checks_them():
+    with pytest.raises(ValueError, match=r"num_steps is 6\.0; give a positive whole number"):
+        fit_module._check_count("num_steps", 6.0)
+    with pytest.raises(ValueError, match="ys is a list; give an array"):
+        fit_module._check_array("ys", [1.0])
+    with pytest.raises(ValueError, match="targets are float32 and inputs float64"):
+        fit(linear, PARAMS["readout"][:4], XS, YS.astype(jnp.float32), **FEW)
+
+
+FEW = {
+    "loss": Squared(),
+    "attack": Identity(),
+    "perturbations": LinfBall(0.1),
+    "optimizer": SGD,
+    "num_steps": 1,
+    "key": jr.key(0),
+}
 
 
 def test_labels_outside_the_outputs_are_refused():

@@ -10,6 +10,7 @@ from ntk_robust.losses import Squared
 from ntk_robust.models import FullyConnected
 from ntk_robust.training import (
     AdversarialProbe,
+    AttackedKernelDriftProbe,
     AttackedPoints,
     BoundaryProbe,
     DisplacementProbe,
@@ -51,7 +52,7 @@ def result():
         num_steps=7,
         probes={
             "weights": lambda params: {"weight": params[1].weight},
-            "displacement": DisplacementProbe(PARAMS),
+            "displacement": DisplacementProbe(PARAMS, width=8),
             "natural": NaturalProbe(MODEL.apply, Squared(), XS, YS),
             "kernel": KernelDriftProbe(tangent_gram, tangent_gram(PARAMS)),
             "spectrum": KernelSpectrumProbe(tangent_gram, tangent_gram(PARAMS), 2),
@@ -100,6 +101,13 @@ def test_displacement_is_that_of_numpy_on_the_recorded_weights(result):
         assert measured["total_relative"] == pytest.approx(np.linalg.norm(flat) / np.linalg.norm(initial), rel=1e-12)
         relative = [np.linalg.norm(d) / np.linalg.norm(b) for d, b in zip(deltas, before, strict=True)]
         np.testing.assert_allclose(measured["relative"], relative, rtol=1e-12)
+        initial_spectral = [np.linalg.norm(b) if b.ndim == 1 else np.linalg.svd(b)[1][0] for b in before]
+        np.testing.assert_allclose(
+            measured["relative_spectral"], np.array(spectral) / initial_spectral, rtol=1e-10, atol=1e-15
+        )
+        initial_rows = [np.max(np.abs(b)) if b.ndim == 1 else np.max(np.sqrt(np.sum(b**2, 1))) for b in before]
+        np.testing.assert_allclose(measured["relative_two_infinity"], np.array(two_infinity) / initial_rows, rtol=1e-12)
+        np.testing.assert_allclose(measured["theory_radius"], np.sqrt(8.0) * measured["frobenius"], rtol=1e-14)
     assert result.probes["displacement"]["total"][0] == 0
 
 
@@ -198,6 +206,28 @@ def test_linearization_errors_are_those_of_explicit_gradients(result):
                 ratio = np.sqrt(np.mean(np.square(missed)) / np.mean(np.square(changes)))
                 assert measured["relative_linearization_error"] == pytest.approx(ratio)
     assert result.probes["tangent"]["linearization_error"][-1] > 1e-5
+
+
+def test_points_that_move_are_no_drift_of_a_kernel_that_does_not():
+    def linear(params, x):
+        return params @ jnp.tanh(2.0 * x)
+
+    def gram(params, xs):
+        rows = jax.vmap(jax.grad(linear), (None, 0))(params, xs)
+        return rows @ rows.T
+
+    before, after = jnp.ones(3), jnp.asarray([1.0, -1.0, 0.5])
+    points = AttackedPoints(linear, Squared(), FGSM(), LinfBall(0.2), XS, YS, jr.key(5))
+    assert jnp.max(jnp.abs(points(after) - points(before))) == pytest.approx(0.4)
+    assert AttackedKernelDriftProbe(gram, before, points)(after)["kernel_drift"] < 1e-15
+    fixed_reference = KernelDriftProbe(lambda params: gram(params, points(params)), gram(before, points(before)))
+    assert fixed_reference(after)["kernel_drift"] > 0.05  # the fault: the points moved
+
+
+def test_the_largest_entry_of_a_vector_of_targets_is_its_class():
+    weights, labels = jnp.eye(3), jnp.argmax(XS, axis=1).at[0].add(1) % 3  # one label is wrong
+    found = NaturalProbe(jnp.matmul, Squared(), XS, 2 * jax.nn.one_hot(labels, 3) - 1)(weights)
+    assert found["natural_accuracy"] == pytest.approx(4 / 5)
 
 
 def test_boundary_distance_is_the_radius_minus_the_largest_layers_movement(result):

@@ -110,5 +110,11 @@ def test_names_that_fit_does_not_take_and_unknown_ways_are_refused():
     # the hook of the tests checks annotations before the function sees its arguments
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="'fastest'"):
         sweep(RUNS, vectorize="fastest")
+
+    def mistaken(params, x):
+        return params["hidden"] + "text"
+
+    with pytest.raises(TypeError, match="str"):  # the caller's own error, as it is
+        sweep([a_run() | {"apply_fn": mistaken}])
     with pytest.raises(ValueError, match="learning_rate"):
         sweep([a_run() | {"learning_rate": 0.1}])

@@ -6,6 +6,7 @@ import pytest
 import scipy.optimize
 
 from ntk_robust.training import FrobeniusBall, LayerwiseFrobeniusBall, NeuronBall
+from ntk_robust.training import _weight_sets as module
 
 SETS = [LayerwiseFrobeniusBall(0.7), FrobeniusBall(0.9), NeuronBall(0.4)]
 ANCHOR = {"weight": jr.normal(jr.key(0), (3, 2)), "bias": jr.normal(jr.key(1), (3,))}
@@ -107,3 +108,9 @@ def test_float32_points_stay_float32(key):
 def test_impossible_radii_are_refused(kind, radius):
     with pytest.raises(ValueError, match=f"{kind.__name__} has radius"):
         kind(radius)
+
+
+@pytest.mark.parametrize("radius", [0, -1, np.int64(-1), np.float32(-1.0)])
+def test_impossible_whole_radii_are_refused_where_no_hook_checks_types(radius):
+    with pytest.raises(ValueError, match=f"NeuronBall has radius {radius}"):
+        module._check_radius(NeuronBall(1.0), radius)
