@@ -1,13 +1,16 @@
 """What every kernel offers: a pair function, a Gram matrix, a diagonal, and sums, products and multiples."""
 
 import abc
-from typing import Union
+from typing import Any, Union
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._differences import Apart
 
 Scalar = Union[float, Float[Array, ""]]  # noqa: UP007 - a forward reference in a union needs the typing form
@@ -18,8 +21,10 @@ class AbstractKernel(eqx.Module):
 
     Calling it on one pair says what the kernel is; `gram` computes all pairs fast. Kernels are pytrees whose leaves are
     numbers, and work under `jax.jit`, `jax.vmap` and `jax.grad` with respect to points and numbers. `k1 + k2`, `k1 *
-    k2` and `2.0 * k` are kernels too. Everything follows the dtype of the points.
+    k2`, `2.0 * k`, `k / 2.0` and `sum([k1, k2])` are kernels too. Everything follows the dtype of the points.
     """
+
+    __array_ufunc__ = None  # NumPy leaves `array * kernel` to the kernel, and does not go through the array's entries
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
@@ -27,6 +32,7 @@ class AbstractKernel(eqx.Module):
 
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """$k$ of all pairs of a row of `x1` and a row of `x2`; without `x2` of `x1` with itself, exactly symmetric."""
+        check_points(x1, x2)
         if x2 is not None:
             return jax.vmap(lambda x: jax.vmap(lambda z: self(x, z))(x2))(x1)
         upper = jnp.triu(self.gram(x1, x1))
@@ -45,13 +51,47 @@ class AbstractKernel(eqx.Module):
             return NotImplemented
         return SumKernel(self, other)
 
-    def __mul__(self, other: "AbstractKernel | Scalar") -> "AbstractKernel":
+    def __radd__(self, other: Any) -> "AbstractKernel":
+        if isinstance(other, int) and other == 0:  # where `sum` starts
+            return self
+        return NotImplemented
+
+    def __mul__(self, other: Any) -> "AbstractKernel":
         if isinstance(other, AbstractKernel):
             return ProductKernel(self, other)
         return ScaledKernel(self, other)
 
-    def __rmul__(self, other: Scalar) -> "AbstractKernel":
+    def __rmul__(self, other: Any) -> "AbstractKernel":
         return ScaledKernel(self, other)
+
+    def __truediv__(self, other: Any) -> "AbstractKernel":
+        divisor = _factor(other)
+        if isinstance(divisor, float) and divisor == 0.0:
+            raise ValueError("a kernel over 0 is no kernel; give a positive number")
+        return ScaledKernel(self, 1.0 / divisor)
+
+
+def _factor(value: Any) -> Any:
+    """A factor as a Python number, which follows the dtype of the points and can be hashed; traced ones stay."""
+    if isinstance(value, jax.core.Tracer):
+        if value.shape == ():
+            return value
+        raise ValueError(f"a kernel times an array of shape {value.shape} is no kernel; give one number")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists
+        array = np.asarray(None)
+    if array.shape != () or array.dtype.kind not in "iufV":  # V: bfloat16 and its like
+        what = f"an array of shape {array.shape}" if array.shape else repr(value)
+        raise ValueError(f"a kernel times {what} is no kernel; give one number of at least 0")
+    if not 0.0 <= float(array) < np.inf:
+        raise ValueError(f"a kernel times {float(array)} is not positive semi-definite; give a number of at least 0")
+    return float(array)
+
+
+def _gram(kernel: Any, x1: Array, x2: Array | None, out: Array | None) -> Array:
+    """The matrix, over an old one where there is one: kernels that cannot need not know the word."""
+    return kernel.gram(x1, x2) if out is None else kernel.gram(x1, x2, out=out)
 
 
 class SumKernel(AbstractKernel):
@@ -69,9 +109,15 @@ class SumKernel(AbstractKernel):
         """$k_1(x, z) + k_2(x, z)$."""
         return self.first(x, z) + self.second(x, z)
 
-    def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
-        """The sum of the Gram matrices."""
-        return self.first.gram(x1, x2) + self.second.gram(x1, x2)
+    def gram(
+        self,
+        x1: Float[Array, "n1 d"],
+        x2: Float[Array, "n2 d"] | None = None,
+        *,
+        out: Float[Array, "rows columns"] | None = None,
+    ) -> Float[Array, "n1 n2"]:
+        """The sum of the Gram matrices; `out` as in the `gram` of the first kernel, if it has that."""
+        return _gram(self.first, x1, x2, out) + self.second.gram(x1, x2)
 
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The sum of the diagonals."""
@@ -97,9 +143,15 @@ class ProductKernel(AbstractKernel):
         """$k_1(x, z) k_2(x, z)$."""
         return self.first(x, z) * self.second(x, z)
 
-    def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
-        """The elementwise product of the Gram matrices."""
-        return self.first.gram(x1, x2) * self.second.gram(x1, x2)
+    def gram(
+        self,
+        x1: Float[Array, "n1 d"],
+        x2: Float[Array, "n2 d"] | None = None,
+        *,
+        out: Float[Array, "rows columns"] | None = None,
+    ) -> Float[Array, "n1 n2"]:
+        """The elementwise product of the Gram matrices; `out` as in the `gram` of the first kernel, if it has that."""
+        return _gram(self.first, x1, x2, out) * self.second.gram(x1, x2)
 
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The product of the diagonals."""
@@ -120,23 +172,28 @@ class ScaledKernel(AbstractKernel):
 
     Attributes:
         kernel: $k$.
-        scale: $c$.
+        scale: $c$, a number; traced where it is differentiated.
+
+    Raises:
+        ValueError: If the factor is not one number, negative, or not finite.
     """
 
     kernel: AbstractKernel
-    scale: Scalar
-
-    def __check_init__(self) -> None:
-        if isinstance(self.scale, int | float) and not self.scale >= 0.0:
-            raise ValueError(f"a kernel times {self.scale} is not positive semi-definite; give a factor of at least 0")
+    scale: Scalar = eqx.field(converter=_factor)
 
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         """$c k(x, z)$."""
         return self.scale * self.kernel(x, z)
 
-    def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
-        """The Gram matrix times $c$."""
-        return self.scale * self.kernel.gram(x1, x2)
+    def gram(
+        self,
+        x1: Float[Array, "n1 d"],
+        x2: Float[Array, "n2 d"] | None = None,
+        *,
+        out: Float[Array, "rows columns"] | None = None,
+    ) -> Float[Array, "n1 n2"]:
+        """The Gram matrix times $c$; `out` as in the `gram` of $k$, if it has that."""
+        return self.scale * _gram(self.kernel, x1, x2, out)
 
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The diagonal times $c$."""

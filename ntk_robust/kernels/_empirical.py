@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from ntk_robust.kernels._checks import check_examples
 from ntk_robust.kernels._empirical_generic import (
     METHODS,
     ApplyFn,
@@ -68,8 +69,9 @@ def empirical_ntk(
         cannot be applied to this function, with its error.
 
     Raises:
-        ValueError: For an unknown option, an output of more than one axis, a mask unlike `params`, or "layerwise" for
-            another function.
+        ValueError: For an unknown option, no examples or (for a model's method) examples of another shape than the
+            model takes, an output that is no array or has more than one axis, a mask or `params2` unlike `params`, or
+            "layerwise" for another function.
 
     Examples:
         An equinox module is its own weights:
@@ -194,9 +196,10 @@ def empirical_nngp(
         Shape (n1, n2), or (n1, n2, k, k) for "full".
 
     Raises:
-        ValueError: For an unknown option or an output of more than one axis.
+        ValueError: For an unknown option, no examples, or an output that is no array or has more than one axis.
     """
     _check_outputs(outputs)
+    _check_examples(_model_of(apply_fn), x1, x2)
     return _outer_outputs(apply_fn, params, x1, x2, outputs)
 
 
@@ -212,8 +215,10 @@ def prepared(
 ) -> tuple[AbstractModel | None, Problem]:
     """The model to go through layer by layer, if any, and the problem with its mask; refuses what cannot be done."""
     _check_outputs(outputs)
-    owner = getattr(apply_fn, "__self__", None)
-    model = owner if isinstance(owner, AbstractModel) and getattr(apply_fn, "__name__", "") == "apply" else None
+    model = _model_of(apply_fn)
+    _check_examples(model, x1, x2)
+    if params2 is not None:
+        _check_second_weights(params, params2)
     if trainable is None:
         trainable = jax.tree.map(lambda _: True, params) if model is None else model.trainable_mask(params)
     elif jax.tree.structure(trainable) != jax.tree.structure(params):
@@ -226,6 +231,32 @@ def prepared(
         raise ValueError("no weight is trainable, so the NTK is 0; let at least one array of floats in params train")
     problem = Problem(apply_fn, _on_device(params), _on_device(params2), x1, x2, mask, outputs)
     return (model if model is not None and has_layerwise(model) else None), problem
+
+
+def _model_of(apply_fn: ApplyFn) -> AbstractModel | None:
+    """The model whose `apply` this is."""
+    owner = getattr(apply_fn, "__self__", None)
+    return owner if isinstance(owner, AbstractModel) and getattr(apply_fn, "__name__", "") == "apply" else None
+
+
+def _check_examples(model: AbstractModel | None, x1: Any, x2: Any) -> None:
+    """Any function may take examples of any shape, integers too; a model says what it takes."""
+    check_examples(x1, x2, shape=None if model is None else (model.input_dim,), floating=model is not None)
+
+
+def _check_second_weights(params: PyTree, params2: PyTree) -> None:
+    structures = [jax.tree.structure(tree) for tree in (params, params2)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"params has the structure {structures[0]} and params2 {structures[1]}; give two states of one network"
+        )
+    leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(params2), strict=True)
+    for (path, leaf), other in leaves:
+        if np.shape(leaf) != np.shape(other):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has shape {np.shape(leaf)} and in params2 {np.shape(other)}; give "
+                "two states of one network"
+            )
 
 
 def _is_float_array(leaf: Any) -> bool:

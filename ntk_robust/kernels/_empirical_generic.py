@@ -62,7 +62,11 @@ class Problem(eqx.Module):
 
 def flat_output(apply_fn: ApplyFn, params: PyTree, example: Array) -> Array:
     """The output as one axis."""
-    output = apply_fn(params, example)
+    output: Any = apply_fn(params, example)
+    if not hasattr(output, "ndim"):
+        raise ValueError(
+            f"apply_fn returned a {type(output).__name__} for one example; give a function that returns one array"
+        )
     if output.ndim > 1:
         raise ValueError(f"apply_fn returned shape {output.shape} for one example; give one axis of outputs or none")
     return jnp.atleast_1d(output)

@@ -58,6 +58,8 @@ def empirical_ntk_vector_product(
             f"vectors has shape {vectors.shape} for {n2} examples and {k} outputs; give {rows} and perhaps one axis of "
             f"columns for outputs {outputs!r}"
         )
+    if not jnp.issubdtype(vectors.dtype, jnp.floating):
+        raise ValueError(f"vectors has dtype {vectors.dtype}; cast it to the floats of the weights")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1, or None for all examples at once")
     return _product(problem, vectors, batch_size)

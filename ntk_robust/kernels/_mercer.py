@@ -6,6 +6,7 @@ harmonics of degree $k$, of which there are $N(d, k)$, and $\lambda_k N(d, k)$ t
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,8 @@ def mercer_spectrum(zonal: Zonal, dim: int, *, num_degrees: int, radius: float =
         The spectrum with an error for each degree.
 
     Raises:
-        ValueError: If `dim` is below 2, `num_degrees` or `radius` not positive, or a kernel value not finite.
+        ValueError: If `dim` is below 2 or not whole, `num_degrees` or `radius` not positive, a kernel value not finite,
+            or the kernel depends on more than norms and angle.
 
     Examples:
         >>> import numpy as np
@@ -89,6 +91,7 @@ def mercer_spectrum(zonal: Zonal, dim: int, *, num_degrees: int, radius: float =
     References:
         Müller, Spherical Harmonics, 1966; Bach, JMLR 2017; Bietti and Mairal, NeurIPS 2019.
     """
+    dim, num_degrees = _whole("dim", dim), _whole("num_degrees", num_degrees)
     if dim < 2:
         raise ValueError(f"dim is {dim}; give at least 2, a circle")
     if num_degrees < 1 or not radius > 0.0:
@@ -109,14 +112,43 @@ def mercer_spectrum(zonal: Zonal, dim: int, *, num_degrees: int, radius: float =
 def _at_angles(zonal: Zonal, radius: float, angles: np.ndarray) -> np.ndarray:
     angles = angles.astype(np.float64)
     if isinstance(zonal, AbstractKernel):
-        circle = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        found = np.asarray(_pairs(zonal, radius * np.array([1.0, 0.0]), circle))
+        found, turned = (_on_circle(zonal, radius, angles, start) for start in (0.0, 1.0))
+        off = np.abs(turned - found)
+        if np.max(off) > np.finfo(found.dtype).eps ** 0.5 * np.max(np.abs(found)):
+            where = int(np.argmax(off))
+            raise ValueError(
+                f"at angle {angles[where]} the kernel is {found[where]} and, with both points turned, {turned[where]}: "
+                "it depends on more than norms and angle, and has no spectrum by degree; take eigenpairs of a matrix"
+            )
     else:
         found = np.asarray(zonal(np.cos(angles)))
+        if found.shape != angles.shape:
+            raise ValueError(
+                f"the function returned shape {found.shape} for {angles.shape[0]} cosines; give one that takes an array"
+            )
     if not np.all(np.isfinite(found)):
         where = int(np.argmin(np.isfinite(found)))
         raise ValueError(f"the kernel is {found[where]} at angle {angles[where]}; it must be finite")
     return found
+
+
+def _on_circle(kernel: AbstractKernel, radius: float, angles: np.ndarray, start: float) -> np.ndarray:
+    """The kernel of one point of a circle with points at these angles from it."""
+    point, circle = (radius * np.stack([np.cos(a), np.sin(a)], axis=-1) for a in (np.array(start), start + angles))
+    try:
+        return np.asarray(_pairs(kernel, point, circle))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the kernel cannot be evaluated at points of a circle ({error}); give one that depends on norms and angle "
+            "only, of a fully connected network, or take eigenpairs of a matrix"
+        ) from error
+
+
+def _whole(name: str, number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} is {number!r}; give a whole number") from None
 
 
 @eqx.filter_jit

@@ -72,17 +72,34 @@ def eigenpairs(gram: Float[Array | np.ndarray, "n n"]) -> Eigenpairs:
         The pairs, largest first, with their residuals.
 
     Raises:
-        ValueError: If the matrix is not square or an entry is not finite.
+        ValueError: If the matrix is not square, not symmetric within the root of the rounding unit, or an entry is not
+            finite.
     """
     matrix = np.asarray(gram)
-    if matrix.shape[0] != matrix.shape[1]:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ValueError(f"the matrix has shape {matrix.shape}; give a square symmetric one")
     if not np.all(np.isfinite(matrix)):
         raise ValueError("the matrix holds nan or infinite entries; find out where they come from")
+    _check_symmetric(matrix)
     values, vectors = scipy.linalg.eigh(matrix)
     values, vectors = values[::-1].copy(), vectors[:, ::-1].copy()
     residual = np.linalg.norm(matrix @ vectors - vectors * values, axis=0)
     return Eigenpairs(values, vectors, residual, 0, True)
+
+
+def _check_symmetric(matrix: np.ndarray) -> None:
+    """LAPACK reads one half only, and would answer for another matrix."""
+    size = float(np.max(np.abs(matrix)))
+    unit = float(np.finfo(matrix.dtype).eps) if matrix.dtype.kind == "f" else 0.0
+    for start in range(0, len(matrix), 1024):  # without a second matrix in memory
+        rows = slice(start, start + 1024)
+        apart = np.abs(matrix[rows] - matrix[:, rows].T)
+        if np.max(apart) > unit**0.5 * size:
+            i, j = (int(index) for index in np.unravel_index(int(np.argmax(apart)), apart.shape))
+            raise ValueError(
+                f"the matrix is not symmetric: {matrix[start + i, j]} at {(start + i, j)} and "
+                f"{matrix[j, start + i]} at {(j, start + i)}; give the matrix of a set with itself"
+            )
 
 
 def leading_eigenpairs(
@@ -186,10 +203,20 @@ def effective_dimension(
         A number from 0 to the rank. Eigenvalues that rounding made negative count with their (small) value.
 
     Raises:
-        ValueError: If the ridge is not positive.
+        ValueError: If the ridge is not positive, `eigenvalues` is a matrix or not finite, or there is not one
+            multiplicity for each.
     """
     if not ridge > 0.0:
         raise ValueError(f"ridge is {ridge}; give a positive number (without one the effective dimension is the rank)")
     values = np.asarray(eigenvalues, np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"eigenvalues has shape {values.shape}; for a matrix give eigenpairs(matrix).values")
+    if not np.all(np.isfinite(values)):
+        where = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"eigenvalue {where} is {values[where]}; find out where it comes from")
+    if multiplicities is not None and np.shape(multiplicities) != values.shape:
+        raise ValueError(
+            f"{len(values)} eigenvalues and multiplicities of shape {np.shape(multiplicities)}; give one each"
+        )
     terms = values / (values + ridge)
     return float(np.sum(terms if multiplicities is None else terms * np.asarray(multiplicities, np.float64)))

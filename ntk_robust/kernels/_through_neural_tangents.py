@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._neural_tangents import load_neural_tangents
 from ntk_robust.models import (
@@ -56,7 +57,12 @@ class NeuralTangentsKernel(AbstractKernel):
 
     @compiled
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
-        """The kernel of all pairs of rows, each a flat example; without `x2` exactly symmetric."""
+        """The kernel of all pairs of rows, each a flat example; without `x2` exactly symmetric.
+
+        Raises:
+            ValueError: If there are no rows, or they are not of the size of the network's input.
+        """
+        check_points(x1, x2, width=self.model.input_dim)
         shape = self.model.image_shape if isinstance(self.model, Convolutional) else self.model.sequence_shape
         examples = [None if x is None else x.reshape(-1, *shape) for x in (x1, x2)]
         with warnings.catch_warnings():

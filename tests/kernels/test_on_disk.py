@@ -326,6 +326,12 @@ def test_a_run_killed_while_it_writes_what_the_matrix_is_continues(killed_runs, 
 
 
 @pytest.mark.slow
-def test_a_tile_noted_before_it_is_written_would_be_noticed(killed_runs, whole_matrix):
+def test_a_tile_noted_before_it_is_written_is_noticed_by_its_missing_file(
+    killed_runs, whole_matrix, tmp_path, monkeypatch
+):
+    folder = killed_runs / "planted fault"
+    shutil.copytree(folder, tmp_path / "copy")
+    _assert_that_the_continued_run_has_the_same_bits(folder, whole_matrix)
+    monkeypatch.setattr(_on_disk, "_is_there", lambda *_: True)  # who believes the list reads zeros
     with pytest.raises(AssertionError, match="not equal"):
-        _assert_that_the_continued_run_has_the_same_bits(killed_runs / "planted fault", whole_matrix)
+        _assert_that_the_continued_run_has_the_same_bits(tmp_path / "copy", whole_matrix)
