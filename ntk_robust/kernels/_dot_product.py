@@ -6,17 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ntk_robust.kernels._base import AbstractKernel
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._pairs import (
     REPAIR_THRESHOLD,
+    Around,
     Pair,
     Rows,
     coincident_pairs,
     cross_pairs,
+    is_round_of_rows,
     pair,
+    pairs_around,
     rounded_pairs,
     rows,
 )
@@ -94,7 +97,7 @@ def matrix_of_pairs(
 
 @jax.custom_jvp
 def _whole(kernel: Any, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Any:
-    return _fill(kernel, None, rows(x1), rows(x2), _Block(0, 0, (x1.shape[0], x2.shape[0])))
+    return _one_block(kernel, rows(x1), rows(x2), same=False)
 
 
 @_whole.defjvp
@@ -105,8 +108,7 @@ def _whole_jvp(primals: tuple, tangents: tuple) -> tuple:
 @jax.custom_jvp
 def _whole_and_mirror(kernel: Any, x: Float[Array, "n d"]) -> Any:
     points = rows(x)
-    matrices = _fill(kernel, None, points, points, _Block(0, 0, (x.shape[0], x.shape[0])), same=True)
-    return jax.tree.map(_symmetric, matrices)
+    return jax.tree.map(_symmetric, _one_block(kernel, points, points, same=True))
 
 
 @jax.custom_jvp
@@ -126,28 +128,57 @@ def _half_and_mirror(kernel: Any, x: Float[Array, "n d"], out: Any) -> Any:
         like = jax.eval_shape(kernel.of_pairs, coincident_pairs(points))
         matrices = jax.tree.map(lambda leaf: jax.lax.empty((n, n), leaf.dtype), like)
 
-    def blocks(matrices: Any, size: int, first: np.ndarray, second: np.ndarray, same: bool = False) -> Any:
+    # Which tiles, of the size of the smallest blocks, hold pairs that almost coincide; the last tile ends where the
+    # matrix ends.
+    num_tiles = -(-n // small)
+    flags = jnp.zeros((num_tiles, num_tiles), bool)
+
+    def fill(state: tuple[Any, Array], block: _Block, *, same: bool = False) -> tuple[Any, Array]:
+        matrices, flags = state
+        values, cosines = _values(kernel, points, points, block, same=same)
+        start = (block.row, block.column)
+        matrices = jax.tree.map(lambda m, v: jax.lax.dynamic_update_slice(m, v, start), matrices, values)
+        row_has_close = jnp.pad(
+            _has_close(cosines, jnp.eye(*block.shape, dtype=bool) if same else None), (0, -block.shape[0] % small)
+        )
+        tall, wide = (-(-side // small) for side in block.shape)
+        found = jnp.broadcast_to(jnp.any(row_has_close.reshape(tall, small), axis=1)[:, None], (tall, wide))
+        return matrices, jax.lax.dynamic_update_slice(flags, found, (block.row // small, block.column // small))
+
+    def blocks(
+        state: tuple[Any, Array], size: int, first: np.ndarray, second: np.ndarray, same: bool = False
+    ) -> tuple[Any, Array]:
         if first.size == 0:  # a single large block
-            return matrices
+            return state
         starts = jnp.asarray(np.stack([first, second]))
-
-        def body(k: Array, matrices: Any) -> Any:
-            block = _Block(starts[0, k], starts[1, k], (size, size))
-            return _fill(kernel, matrices, points, points, block, same=same)
-
-        return jax.lax.fori_loop(0, first.size, body, matrices)
+        return jax.lax.fori_loop(
+            0,
+            first.size,
+            lambda k, state: fill(state, _Block(starts[0, k], starts[1, k], (size, size)), same=same),
+            state,
+        )
 
     i, j = np.triu_indices(done // large, 1)
-    matrices = blocks(matrices, large, i * large, j * large)
+    state = blocks((matrices, flags), large, i * large, j * large)
     size = large
     while size > small:
         size //= 2
         starts = np.arange(0, done, 2 * size)
-        matrices = blocks(matrices, size, starts, starts + size)
+        state = blocks(state, size, starts, starts + size)
     starts = np.arange(0, done, small)
-    matrices = blocks(matrices, small, starts, starts, same=True)
+    state = blocks(state, small, starts, starts, same=True)
     if done < n:
-        matrices = _fill(kernel, matrices, points, points, _Block(0, done, (n, n - done)))
+        state = fill(state, _Block(0, done, (n, n - done)))
+    matrices, flags = state
+    flagged = jnp.argsort(~flags.ravel(), stable=True)
+
+    def mend_tile(k: Array, matrices: Any) -> Any:
+        corner = (jnp.minimum(tile * small, n - small) for tile in jnp.divmod(flagged[k], num_tiles))
+        block = _Block(*corner, (small, small))
+        cosines = _cosines(block.rows_of(points), block.columns_of(points))
+        return _mended(kernel, matrices, (points, points), block, jnp.where(_diagonal(block), 0.0, cosines))
+
+    matrices = jax.lax.fori_loop(0, jnp.sum(flags), mend_tile, matrices)
     return jax.tree.map(lambda matrix: _mirrored(matrix, done, small), matrices)
 
 
@@ -208,47 +239,98 @@ class _Block(NamedTuple):
         return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, self.column, self.shape[1]), z)
 
 
-def _fill(kernel: Any, matrices: Any, x: Rows, z: Rows, block: _Block, *, same: bool = False) -> Any:
-    """`matrices` with this block computed; without them the block itself, which must then be all of it.
+def _one_block(kernel: Any, x: Rows, z: Rows, *, same: bool) -> Any:
+    block = _Block(0, 0, (x.lengths.shape[0], z.lengths.shape[0]))
+    values, cosines = _values(kernel, x, z, block, same=same)
+    if same:
+        cosines = jnp.where(jnp.eye(*block.shape, dtype=bool), 0.0, cosines)
+    return _mended(kernel, values, (x, z), block, cosines)
+
+
+def _values(kernel: Any, x: Rows, z: Rows, block: _Block, *, same: bool) -> tuple[Any, Array]:
+    """The block as accurate as its cosines, and these.
 
     With `same` the rows and columns of the block are the same points, and its diagonal is exact.
     """
     of_rows, of_columns = block.rows_of(x), block.columns_of(z)
-    cosines = jnp.matmul(of_rows.directions, of_columns.directions.T, precision=jax.lax.Precision.HIGHEST)
-    diagonal = jnp.eye(*block.shape, dtype=bool)
+    cosines = _cosines(of_rows, of_columns)
     pairs = rounded_pairs(of_rows, of_columns, cosines)
     if same:
+        diagonal = jnp.eye(*block.shape, dtype=bool)
         pairs = pairs._replace(complement=jnp.where(diagonal, 0.0, pairs.complement), acute=diagonal | pairs.acute)
-    values = kernel.of_pairs(pairs)
-    if matrices is not None:
-        start = (block.row, block.column)
-        values = jax.tree.map(lambda m, v: jax.lax.dynamic_update_slice(m, v, start), matrices, values)
+    return kernel.of_pairs(pairs), cosines
+
+
+def _cosines(x: Rows, z: Rows) -> Float[Array, "n1 n2"]:
+    return jnp.matmul(x.directions, z.directions.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _diagonal(block: _Block) -> Bool[Array, "rows columns"]:
+    """Where a row meets itself, for a block at traced places."""
+    i, j = block.row + jnp.arange(block.shape[0]), block.column + jnp.arange(block.shape[1])
+    return i[:, None] == j[None, :]
+
+
+def _has_close(cosines: Float[Array, "rows columns"], without: Array | None = None) -> Bool[Array, " rows"]:
+    """Which rows hold cosines that rounding moves too far."""
     threshold = REPAIR_THRESHOLD.get(str(cosines.dtype))
     if threshold is None:
-        return values
+        return jnp.zeros(cosines.shape[0], bool)
+    sizes = jnp.abs(cosines) if without is None else jnp.where(without, 0.0, jnp.abs(cosines))
+    # row by row: XLA on CPU vectorizes this reduction, and not one over everything
+    return jnp.max(sizes, axis=1, initial=0.0) > 1.0 - threshold
+
+
+def _mended(
+    kernel: Any, matrices: Any, points: tuple[Rows, Rows], block: _Block, cosines: Float[Array, "rows columns"]
+) -> Any:
+    """`matrices` with those pairs of a block recomputed that almost coincide, of the points of rows and of columns."""
+    threshold = REPAIR_THRESHOLD.get(str(cosines.dtype))
+    if threshold is None:
+        return matrices
     i = jnp.arange(block.shape[0])
 
-    def closeness(cosines: Array) -> Array:
-        return jnp.where(diagonal, 0.0, jnp.abs(cosines)) if same else jnp.abs(cosines)
-
-    def any_close(state: tuple[Array, Any]) -> Array:
-        # row by row: XLA on CPU vectorizes this reduction, and not one over everything
-        return jnp.any(jnp.max(closeness(state[0]), axis=1) > 1.0 - threshold)
-
-    def one_a_row(state: tuple[Array, Any]) -> tuple[Array, Any]:
-        cosines, matrices = state
-        sizes = closeness(cosines)
-        j = jnp.argmax(sizes, axis=1)
-        close = sizes[i, j] > 1.0 - threshold
+    def mend(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        done, cosines, matrices = state
+        one_a_row, sizes = is_round_of_rows(done), jnp.abs(cosines)
+        close = sizes > 1.0 - threshold
         # Without the barrier XLA computes what does not change from round to round before the loop: for every block,
         # although almost none has a close pair.
-        j, all_x, all_z = jax.lax.optimization_barrier((j, x, z))
-        exact = kernel.of_pairs(jax.vmap(pair)(block.rows_of(all_x).points, all_z.points[block.column + j]))
+        of_rows, of_columns = jax.lax.optimization_barrier(points)
+        here, there = block.rows_of(of_rows), block.columns_of(of_columns)
 
-        def put(matrix: Array, values: Array) -> Array:
-            row, column = block.row + i, block.column + j
-            return matrix.at[row, column].set(jnp.where(close, values, matrix[row, column]))
+        def around() -> Around:
+            return pairs_around(here.points[jnp.argmax(jnp.sum(close, axis=1))], here.points, there.points)
 
-        return cosines.at[i, j].set(jnp.where(close, 0.0, cosines[i, j])), jax.tree.map(put, matrices, exact)
+        def nothing() -> Around:
+            return Around(jnp.zeros_like(cosines), jnp.zeros_like(cosines), jnp.zeros_like(close))
 
-    return jax.lax.while_loop(any_close, one_a_row, (cosines, values))[1]
+        found = jax.lax.cond(one_a_row, nothing, around)
+        partner = jnp.argmax(sizes, axis=1)
+
+        def partners(k: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+            cosines, matrices = state
+            j = jnp.where(one_a_row, partner, k)
+
+            def from_differences() -> tuple[Array, ...]:
+                exact = jax.vmap(pair)(here.points, there.points[j])
+                return exact.complement, exact.gap, close[i, j]
+
+            def from_product() -> tuple[Array, ...]:
+                return found.complement[:, k], found.gap[:, k], found.is_known[:, k] & close[:, k]
+
+            complement, gap, chosen = jax.lax.cond(one_a_row, from_differences, from_product)
+            exact = kernel.of_pairs(Pair(complement, cosines[i, j] >= 0.0, here.lengths, there.lengths[j], gap))
+
+            def put(matrix: Array, values: Array) -> Array:
+                row, column = block.row + i, block.column + j
+                return matrix.at[row, column].set(jnp.where(chosen, values, matrix[row, column]))
+
+            left = cosines.at[i, j].set(jnp.where(chosen, 0.0, cosines[i, j]))
+            return left, jax.tree.map(put, matrices, exact)
+
+        count = jnp.where(one_a_row, 1, block.shape[1])
+        return done + 1, *jax.lax.fori_loop(0, count, partners, (cosines, matrices))
+
+    start = (jnp.zeros((), jnp.int32), cosines, matrices)
+    return jax.lax.while_loop(lambda state: jnp.any(_has_close(state[1])), mend, start)[2]

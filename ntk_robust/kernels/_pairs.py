@@ -6,18 +6,22 @@ taken from differences, keeps all.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ntk_robust.kernels._polynomials import sqrt_of_distance
 
 # Cosines of a matrix product are recomputed from differences above 1 - threshold: below, the rounding of the product
 # moves the angle by less than about 1e-5 (float32) or 1e-14 (float64).
 REPAIR_THRESHOLD = {"float32": 2e-3, "float64": 5e-3}
+# Pairs around a point that a matrix product gives from it: not too far from it, in squared tangents of the angles, and
+# not much closer to each other than to it, where the product would round.
+_FARTHEST, _LEAST_APART = 0.02, 0.05
+_ROUNDS_OF_ROWS = 3
 # Partners of a row whose derivative is taken from differences; rows with more twins than this are rare.
 _MAX_CLOSE_PARTNERS = 8
 # Digits of a number that its tail keeps when it is cut in halves whose products are exact
@@ -169,18 +173,72 @@ def _difference(a: Float[Array, " d"], b: Float[Array, " d"]) -> tuple[Float[Arr
     return rounded, (a - (rounded - of_b)) - (b + of_b)
 
 
+class Around(NamedTuple):
+    """All pairs of rows, seen from a point that is close to many of them.
+
+    Attributes:
+        complement: $1 - |u|$.
+        gap: Difference of the squared norms.
+        is_known: Where both are relatively accurate.
+    """
+
+    complement: Float[Array, "n1 n2"]
+    gap: Float[Array, "n1 n2"]
+    is_known: Bool[Array, "n1 n2"]
+
+
+def is_round_of_rows(done: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether the next round of repairs recomputes one partner of each row, or all pairs around one point.
+
+    A few rounds of the first kind do for points that have a twin or two; then both kinds take turns, because a point
+    may have partners that are much closer to each other than to it.
+    """
+    return (done < _ROUNDS_OF_ROWS) | (done % 2 == 0)
+
+
+def pairs_around(centre: Float[Array, " d"], x: Float[Array, "n1 d"], z: Float[Array, "n2 d"]) -> Around:
+    r"""Pairs of a cluster by one matrix product, where one difference for each pair would cost n1 n2 d slow operations.
+
+    Let $t, s$, orthogonal to the centre, have the tangents of the angles between it and the two points as lengths. Then
+    $\sin^2 = (\|t - s\|^2 + \|t\|^2 \|s\|^2 - \langle t, s \rangle^2) / ((1 + \|t\|^2)(1 + \|s\|^2))$. They are as
+    accurate as `rejection`, so that the product rounds relative to $\|t\|^2 + \|s\|^2$ and not to 1.
+    """
+    squared = _positive(jnp.vdot(centre, centre, precision=_HIGHEST))
+
+    def seen(points: Array) -> tuple[Array, Array, Array]:
+        along = jnp.matmul(points, centre, precision=_HIGHEST) / jnp.sqrt(squared)
+        across = jax.vmap(rejection, (None, 0))(centre, points)
+        tangents = across / jnp.where(along != 0.0, along, 1.0)[:, None]
+        sizes = jnp.where(along != 0.0, jnp.sum(tangents * tangents, axis=1), jnp.inf)
+        return tangents, sizes, jax.vmap(_gap, (0, None))(points, centre)
+
+    (t, tt, gap_x), (s, ss, gap_z) = seen(x), seen(z)
+    inner = jnp.matmul(t, s.T, precision=_HIGHEST)
+    far = tt[:, None] + ss[None, :]
+    apart = far - 2.0 * inner
+    is_known = (far <= _FARTHEST) & (apart >= _LEAST_APART * far)
+    volume = jnp.where(is_known, tt[:, None] * ss[None, :] - inner * inner, 0.0)
+    squares = (apart + jnp.maximum(volume, 0.0)) / ((1.0 + tt[:, None]) * (1.0 + ss[None, :]))
+    squares = jnp.where(is_known & (squares > _least_sine(x.dtype) ** 2), squares, 0.0)
+    return Around(squares / (1.0 + jnp.sqrt(1.0 - squares)), gap_x[:, None] - gap_z[None, :], is_known)
+
+
+def _least_sine(dtype: Any) -> float:
+    """What rounding may leave of parallel points: its direction, and a derivative with a cusp, would be noise."""
+    return 1e3 * float(jnp.finfo(dtype).eps) ** 2
+
+
 @jax.custom_jvp
 def _complement(x: Float[Array, " d"], z: Float[Array, " d"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     r"""1 - |u| and u >= 0, relatively accurate in the value and in the derivative.
 
     The sine is the length of what one point leaves orthogonal to the other; the complement follows as
-    $\sin^2/(1 + |u|)$. Sines below a thousand squares of the machine epsilon, what rounding may leave of parallel
-    points, are taken as 0: their direction, and with it the derivative of a kernel with a cusp, would be noise.
+    $\sin^2/(1 + |u|)$. Sines below a thousand squares of the machine epsilon are taken as 0.
     """
     length_x, length_z = norm(x), norm(z)
     u = jnp.vdot(x, z, precision=_HIGHEST) / _positive(length_x * length_z)
     sine = norm(rejection(x, z)) / _positive(length_z)
-    real = (sine > 1e3 * jnp.finfo(x.dtype).eps ** 2) & (length_x > 0.0)
+    real = (sine > _least_sine(x.dtype)) & (length_x > 0.0)
     return jnp.where(real, sine * sine, 0.0) / (1.0 + jnp.abs(u)), u >= 0.0
 
 
@@ -220,16 +278,24 @@ def _complements(x: Float[Array, "n1 d"], z: Float[Array, "n2 d"], same: bool) -
     gap = (of_x.lengths[:, None] - of_z.lengths[None, :]) * (of_x.lengths[:, None] + of_z.lengths[None, :])
     i = jnp.arange(u.shape[0])
 
-    def one_a_row(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def around(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, complement, gap = state
+        found = pairs_around(x[jnp.argmax(jnp.sum(left, axis=1))], x, z)
+        mended = left & found.is_known
+        chosen = jnp.where(mended, found.complement, complement), jnp.where(mended, found.gap, gap)
+        return left & ~mended, *chosen
+
+    def mend(state: tuple[Array, tuple[Array, Array, Array]]) -> tuple[Array, tuple[Array, Array, Array]]:
+        done, pairs = state
+        left, complement, gap = jax.lax.cond(is_round_of_rows(done), lambda pairs: pairs, around, pairs)
         j = jnp.argmax(left, axis=1)
         exact, exact_gap = jax.vmap(lambda a, b: (_complement(a, b)[0], _gap(a, b)))(x, z[j])
         complement = complement.at[i, j].set(jnp.where(left[i, j], exact, complement[i, j]))
         gap = gap.at[i, j].set(jnp.where(left[i, j], exact_gap, gap[i, j]))
-        return left.at[i, j].set(False), complement, gap
+        return done + 1, (left.at[i, j].set(False), complement, gap)
 
-    state = (_is_close(complement, same), complement, gap)
-    _, complement, gap = jax.lax.while_loop(lambda state: jnp.any(state[0]), one_a_row, state)
+    start = (jnp.zeros((), jnp.int32), (_is_close(complement, same), complement, gap))
+    _, (_, complement, gap) = jax.lax.while_loop(lambda state: jnp.any(state[1][0]), mend, start)
     return complement, u >= 0.0, gap
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntk_robust.kernels import AbstractKernel, analytic_ntk, rkhs_distance_squared
-from ntk_robust.kernels._pairs import cross_pairs, pair, rejection, rows
+from ntk_robust.kernels._pairs import cross_pairs, pair, pairs_around, rejection, rows
 from ntk_robust.models import (
     Abs,
     Cos,
@@ -250,3 +250,57 @@ def test_derivatives_and_diagonals_in_single_precision_are_those_in_double(activ
     for value, exact in zip(found, expected, strict=True):
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, exact, atol=2e-6 * float(np.max(np.abs(exact))))
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """Points around one and around its opposite, twins among them, five times the same, and others."""
+    rng = np.random.default_rng(5)
+    centre = rng.normal(size=(1, 12))
+    around = centre + 1e-3 * rng.normal(size=(20, 12))
+    opposite = -2.0 * centre + 2e-2 * rng.normal(size=(10, 12))
+    twins = around[:6] + 1e-6 * rng.normal(size=(6, 12))
+    points = np.concatenate([around, opposite, twins, np.repeat(around[:1], 5, axis=0), rng.normal(size=(20, 12))])
+    return np.asarray(points[rng.permutation(len(points))], np.float32)
+
+
+@pytest.mark.parametrize("b_std", [0.0, 0.3])
+@pytest.mark.parametrize("how", ["blocks", "whole", "rectangle", "differentiable"])
+def test_matrices_of_clusters_are_as_accurate_as_pairs(how, b_std, clusters):
+    kernel = analytic_ntk(FullyConnected(12, 1, 3, "scalar", b_std=b_std))
+    wide = jnp.asarray(clusters, jnp.float64)
+    exact = np.asarray(jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(wide, wide))
+    exact = exact / np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+    x = jnp.asarray(clusters)
+    match how:
+        case "blocks":
+            found = kernel.gram(x, out=jnp.full((len(x), len(x)), jnp.nan, jnp.float32))
+        case "whole":
+            found = kernel.gram(x)
+        case "rectangle":
+            found = kernel.gram(x[:40], x)
+        case _:
+            found = kernel.of_pairs(cross_pairs(rows(x), rows(x), same=True))
+    scale = np.sqrt(np.asarray(kernel.diagonal(wide)))
+    found = np.asarray(found, np.float64) / (scale[: len(found), None] * scale)
+    close = 1.0 - np.abs(exact) < 3e-2
+    assert close.sum() > 900
+    error = np.abs(found - exact[: len(found)])
+    assert error[close[: len(found)]].max() < 4e-7
+    assert error.max() < 3e-6
+
+
+def test_what_is_known_of_pairs_around_a_point_is_relatively_accurate(clusters):
+    wide = jnp.asarray(clusters, jnp.float64)
+    exact = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(wide, wide)
+    middle = int(jnp.argmax(jnp.sum(exact.complement < 1e-3, axis=1)))
+    found = jax.jit(pairs_around)(clusters[middle], clusters, clusters)
+    known = np.asarray(found.is_known) & ~np.eye(len(clusters), dtype=bool)
+    assert known.sum() > 700
+    same = (clusters[:, None] == clusters).all(axis=2)
+    complement = np.asarray(found.complement, np.float64)
+    np.testing.assert_array_equal(complement[known & same], 0.0)
+    apart = known & ~same
+    np.testing.assert_allclose(complement[apart], np.asarray(exact.complement)[apart], rtol=2e-5)
+    lengths = np.linalg.norm(clusters, axis=1).max()
+    np.testing.assert_allclose(np.asarray(found.gap)[apart], np.asarray(exact.gap)[apart], atol=1e-6 * lengths**2)
