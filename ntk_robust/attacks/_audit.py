@@ -43,7 +43,7 @@ class Audit:
         num_replayed: Examples whose attack was repeated under observation.
         gradients_taken: Gradients taken per replayed example, on average.
         gradient_points: Different points at which they were taken, on average.
-        num_stale: Replayed examples whose gradients all belong to one point although the attack moved on.
+        num_stale: Replayed examples in which the attack keeps using gradients of points that it has left.
         findings: What follows, the faults first; empty if nothing is wrong.
     """
 
@@ -92,9 +92,9 @@ def draw_findings(
             audit.num_stale > 0,
             "stale-gradient",
             "fault",
-            f"In {audit.num_stale} of {audit.num_replayed} replayed examples all {audit.gradients_taken:.0f} gradients "
-            "were taken at one point although the attack moved on: it repeats its first gradient. Take the gradient at "
-            "the current iterate.",
+            f"In {audit.num_stale} of {audit.num_replayed} replayed examples steps were made with gradients of points "
+            f"that the attack had left ({audit.gradients_taken:.3g} gradients at {audit.gradient_points:.3g} points on "
+            "average). Take the gradient at the current iterate.",
         ),
         (
             audit.num_value_mismatches > 0,

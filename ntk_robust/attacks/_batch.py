@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
 
 from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult
-from ntk_robust.attacks._checks import check_batch
+from ntk_robust.attacks._checks import check_batch, check_kind
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 from ntk_robust.losses import AbstractLoss
 
@@ -60,6 +60,7 @@ def attack_batch(
         ValueError: If the batch is empty or misshapen, or inputs are not finite or outside the box.
     """
     check_batch(xs, ys, perturbations)
+    check_kind("attack", attack, AbstractAttack, "an attack, such as PGD()")
     return run_batch(attack, objective_fn, xs, ys, perturbations, examples=jnp.asarray(np.arange(xs.shape[0])), key=key)
 
 

@@ -7,17 +7,33 @@ from jaxtyping import Array, Float, Num
 from ntk_robust.attacks._sets import AbstractPerturbationSet, is_concrete
 
 
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Refuses an argument of another kind, such as a name or a class in place of an object.
+
+    Raises:
+        ValueError: Quoting the argument and what is wanted.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!r}, a {type(value).__name__}; give {wanted}")
+
+
 def check_batch(xs: Float[Array, "..."], ys: Num[Array, "..."], perturbations: AbstractPerturbationSet) -> None:
     """Refuses batches that no attack could make sense of; what is traced is not looked at.
 
     Raises:
-        ValueError: Empty or misshapen batch, inputs that are not numbers or outside the box, radii that do not match.
+        ValueError: No arrays or no set, an empty or misshapen batch, inputs that are not floats, not finite or outside
+            the box, radii that do not match.
     """
+    for name, array in {"xs": xs, "ys": ys}.items():
+        check_kind(name, array, (Array, np.ndarray), "an array, such as jnp.asarray(...)")
+    check_kind("perturbations", perturbations, AbstractPerturbationSet, "a set, such as LinfBall(8 / 255)")
     if xs.ndim < 2:
         raise ValueError(f"xs has shape {xs.shape}; give a batch with examples along the first axis, such as xs[None]")
     num_examples = xs.shape[0]
     if num_examples == 0:
         raise ValueError("the batch is empty; give at least one example")
+    if not np.issubdtype(xs.dtype, np.floating):
+        raise ValueError(f"xs has dtype {xs.dtype}; give floats, such as xs / 255 for images in the box [0, 1]")
     if ys.ndim == 0 or ys.shape[0] != num_examples:
         raise ValueError(
             f"xs has {num_examples} examples and ys has shape {ys.shape}; give one target for each example"
@@ -33,27 +49,19 @@ def check_batch(xs: Float[Array, "..."], ys: Num[Array, "..."], perturbations: A
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values.reshape(num_examples, -1))).any(axis=1).sum())
         raise ValueError(f"{bad} of {num_examples} inputs hold nan or infinity; clean the data before attacking it")
-    if perturbations.box is not None and is_concrete(perturbations.box.lower, perturbations.box.upper):
-        _check_box(values, np.asarray(perturbations.box.lower), np.asarray(perturbations.box.upper))
+    if perturbations.box is not None:
+        perturbations.box.check(xs)
 
 
-def _check_box(values: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
-    # A pixel of 255 / 255 in another precision may miss the bound by a rounding.
-    slack = 4 * np.finfo(values.dtype).eps * max(np.abs(lower).max(), np.abs(upper).max())
-    outside = ((values < lower - slack) | (values > upper + slack)).reshape(len(values), -1).any(axis=1)
-    if outside.any():
-        raise ValueError(
-            f"{int(outside.sum())} of {len(values)} inputs leave the valid box [{lower.min():g}, {upper.max():g}]: "
-            f"they span [{values.min():g}, {values.max():g}]; rescale the inputs, or give the box that they live in"
-        )
-
-
-def check_targets(ys: Num[Array, "..."], output_shape: tuple[int, ...]) -> None:
+def check_targets(ys: Num[Array, "..."], output_shape: tuple[int, ...], *, are_classes: bool) -> None:
     """Refuses targets that do not fit a network's output.
 
+    Where the target of a scalar output means a class, its sign is the class, and 0 is none.
+
     Raises:
-        ValueError: Non-integer or out-of-range labels for logits, non-floating targets for a scalar output, or an
-            output that is neither a scalar nor a vector of at least two logits.
+        ValueError: Non-integer or out-of-range labels for logits, non-floating targets for a scalar output or
+            zeros among them where they are classes, or an output that is neither a scalar nor a vector of at least two
+            logits.
     """
     if output_shape == ():
         if not np.issubdtype(ys.dtype, np.floating) or ys.ndim != 1:
@@ -63,6 +71,12 @@ def check_targets(ys: Num[Array, "..."], output_shape: tuple[int, ...]) -> None:
             )
         if is_concrete(ys) and not np.isfinite(np.asarray(ys)).all():
             raise ValueError("ys holds nan or infinity; clean the targets before attacking")
+        num_zeros = int((np.asarray(ys) == 0).sum()) if are_classes and is_concrete(ys) else 0
+        if num_zeros:
+            raise ValueError(
+                f"{num_zeros} of {len(ys)} targets of the scalar output are 0, where the sign is "
+                "the class; give ±1, such as 2 * ys - 1 for labels 0 and 1"
+            )
         return
     if len(output_shape) != 1 or output_shape[0] < 2:
         raise ValueError(

@@ -25,7 +25,8 @@ class Evaluation(eqx.Module):
     """How a network does on n examples with and without an attack.
 
     An example counts as right only if both x and the attack's point are classified strictly right: x is in B(x), so
-    adversarial_accuracy ≤ natural_accuracy. A point outside B(x) is replaced by x.
+    adversarial_accuracy ≤ natural_accuracy. A point outside B(x) is replaced by x. Where the network's output is not a
+    number nothing is right, here and in `auto_attack`, `minimum_radius` and `transfer`.
 
     Attributes:
         natural_accuracy: Fraction of the inputs that are classified right.
@@ -71,7 +72,8 @@ def evaluate(
         apply_fn: (params, x) -> a scalar output or at least two logits, for one example.
         params: The network's parameters; new values do not recompile.
         xs: Inputs, inside the box.
-        ys: Integer labels for logits; floats for a scalar output, of which the sign is the class.
+        ys: Integer labels for logits; floats for a scalar output: the values to fit for a loss of regression, which
+            margins and accuracies know by their signs only, else ±1 or other numbers whose sign is the class.
         attack: Attack to run with `loss` as its objective.
         perturbations: The set; its `epsilon` may hold one radius for each example.
         loss: The loss that is attacked and averaged.
@@ -85,9 +87,10 @@ def evaluate(
 
     Raises:
         ValueError: For an empty or misshapen batch, inputs that are not finite or outside the box, labels that are not
-            integers or out of range, or a loss that does not fit the output.
+            integers, out of range, or 0 for a scalar output where they are classes (`Hinge`, `Logistic`, `Margin`), a
+            loss that does not fit the output, or names and classes in place of an attack, a loss or a set.
     """
-    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size, attack=attack, loss=loss)
     inputs, targets, epsilons, num_examples = problem.inputs, problem.targets, problem.epsilons, len(problem.inputs)
     objective = LossObjective(apply_fn, params, loss)
 
@@ -112,7 +115,7 @@ def evaluate(
 
     moved = np.abs(found.x_adv - inputs).reshape(num_examples, -1).sum(axis=1)
     chosen = np.argsort(-moved, kind="stable")[:_NUM_REPLAYED]
-    visits, ends = replay(
+    visits = replay(
         attack,
         objective,
         jnp.asarray(inputs[chosen]),
@@ -126,7 +129,7 @@ def evaluate(
         num_outside=int(np.sum(~graded.inside)),
         max_excess=float(np.max(np.where(graded.inside, 0, graded.excess))),
         num_value_mismatches=int(np.sum(mismatch)),
-        num_not_monotone=int(np.sum((np.diff(found.values, axis=1) < 0).any(axis=1))),
+        num_not_monotone=int(np.sum((found.values[:, 1:] < found.values[:, :-1]).any(axis=1))),
         num_not_finite=int(np.sum(~(finite & np.isfinite(found.value)))),
         zero_gradient_fraction=float(np.mean(steps.zero_gradient)),
         flat_fraction=float(np.mean((graded.losses <= steps.natural.losses)[epsilons > 0])) if epsilons.any() else 0.0,
@@ -134,9 +137,9 @@ def evaluate(
         fgsm_margin_accuracy=accuracy(np.maximum(natural_margins, steps.on_margin.margins)),
         fgsm_loss=float(np.mean(np.maximum(steps.natural.losses, steps.on_loss.losses))),
         num_replayed=len(visits),
-        gradients_taken=float(np.mean([visit.num_gradients for visit in visits])),
-        gradient_points=float(np.mean([visit.num_gradient_points for visit in visits])),
-        num_stale=sum(visit.are_stale(np.asarray(end)) for visit, end in zip(visits, ends, strict=True)),
+        gradients_taken=float(np.mean([visited.num_gradients for visited in visits])),
+        gradient_points=float(np.mean([visited.num_gradient_points for visited in visits])),
+        num_stale=sum(visited.are_stale for visited in visits),
     )
     second = None
     if controls is not None:

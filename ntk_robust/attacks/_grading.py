@@ -26,8 +26,8 @@ class Grades(NamedTuple):
 
     @property
     def fooled(self) -> Numbers:
-        """Whether the point is classified wrong and counts, because it is in the set."""
-        return self.inside & (self.margins >= 0)
+        """Whether the point is not classified right and counts, because it is in the set; nan is not right."""
+        return self.inside & ~(self.margins < 0)
 
 
 def grade_one(

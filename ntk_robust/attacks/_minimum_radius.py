@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._attack import AbstractAttack, check_count
 from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._checks import check_kind
 from ntk_robust.attacks._grading import in_batches
 from ntk_robust.attacks._problem import pose
 from ntk_robust.attacks._sets import AbstractPerturbationSet
@@ -65,14 +66,15 @@ def minimum_radius(
         ValueError: As `evaluate`, and if `num_halvings` is not a whole number ≥ 1.
     """
     check_count("num_halvings", num_halvings)
-    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size)
+    check_kind("loss", loss, AbstractLoss, "a loss, such as CrossEntropy()")
+    problem = pose((apply_fn, params), xs, ys, perturbations, batch_size, attack=attack)
     inputs, largest = problem.inputs, problem.epsilons
     objective = LossObjective(apply_fn, params, loss)
 
     def run_norms(points: Array, xs: Array) -> Array:
         return _norms(perturbations, points, xs)
 
-    radius = np.where(problem.grade(objective, inputs).margins >= 0, 0, np.inf).astype(inputs.dtype)
+    radius = np.where(problem.grade(objective, inputs).margins < 0, np.inf, 0).astype(inputs.dtype)
     x_adv = inputs.copy()
     low, tried = np.zeros_like(largest), largest.copy()
     for number in range(1 + num_halvings):

@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
-from ntk_robust.attacks._checks import check_batch, check_targets
+from ntk_robust.attacks._checks import check_batch, check_kind, check_targets
 from ntk_robust.attacks._grading import Grades, Numbers, grade, in_batches
 from ntk_robust.attacks._sets import AbstractPerturbationSet
+from ntk_robust.losses import AbstractLoss, Hinge, Logistic, Margin
 
 
 class Problem(NamedTuple):
@@ -67,17 +68,30 @@ def pose(
     ys: Num[Array, "..."],
     perturbations: AbstractPerturbationSet,
     batch_size: int | None,
+    *,
+    attack: AbstractAttack | None = None,
+    loss: AbstractLoss | None = None,
 ) -> Problem:
-    """The problem, if it makes sense.
+    """The problem, if it makes sense; without a loss, or with one of classes, targets of a scalar output are classes.
 
     Raises:
         ValueError: For an empty or misshapen batch, inputs that are not finite or outside the box, targets that do not
             fit the output, radii for another number of examples, or a batch size that is not a whole number ≥ 1.
     """
     check_batch(xs, ys, perturbations)
+    if attack is not None:
+        check_kind("attack", attack, AbstractAttack, "an attack, such as PGD()")
+    if loss is not None:
+        check_kind("loss", loss, AbstractLoss, "a loss, such as CrossEntropy()")
     apply_fn, params = network
-    output: Any = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
-    check_targets(ys, output.shape)
+    try:
+        output: Any = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype))
+    except TypeError as error:
+        raise ValueError(
+            f"the network does not take inputs of shape {xs.shape[1:]} and dtype {xs.dtype}, those of xs without its "
+            f"first axis: {error}"
+        ) from error
+    check_targets(ys, output.shape, are_classes=loss is None or isinstance(loss, Hinge | Logistic | Margin))
     num_examples = xs.shape[0]
     if batch_size is None:
         batch_size = num_examples

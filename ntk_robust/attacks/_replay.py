@@ -1,12 +1,16 @@
-"""Watches an attack from outside: at which points does it take values and gradients?
+"""Watches an attack from outside: at which points, and in which order, does it take values and gradients?
 
 The objective is wrapped so that the host hears of every point at which it, or its derivative, is evaluated. The attack
 cannot tell, and need not cooperate. Published code has computed the gradient at the starting point in every step; here
-that shows as many gradients at one point.
+that shows as gradients taken at a point that the attack has left.
+
+What it does with a gradient cannot be seen: an attack that takes the gradient at its iterate and follows another one
+looks honest. So does one that evaluates nothing but gradients, each of the iterate before.
 """
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,37 +25,104 @@ from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective
 from ntk_robust.attacks._batch import ObjectiveFn, radii
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 
+_NUM_FREE_STEPS = 2  # along one gradient, such as a step and an overshoot
+
+
+class Visit(NamedTuple):
+    """One evaluation of the objective, with or without its derivative."""
+
+    point: np.ndarray
+    value: float
+    is_gradient: bool
+
+    @property
+    def place(self) -> bytes:
+        """The point as something to look up."""
+        return self.point.tobytes()
+
 
 class Visits:
-    """The points that one attack on one example has visited, in no particular order."""
+    """The points that one attack on one example has visited, in order."""
 
     def __init__(self) -> None:
-        self.values: list[np.ndarray] = []
-        self.gradients: list[np.ndarray] = []
+        self.visits: list[Visit] = []
 
     @property
     def num_gradients(self) -> int:
         """Number of gradients taken."""
-        return len(self.gradients)
+        return sum(visit.is_gradient for visit in self.visits)
 
     @property
     def num_gradient_points(self) -> int:
         """Number of different points at which gradients were taken."""
-        return _num_distinct(self.gradients)
+        return len({visit.place for visit in self.visits if visit.is_gradient})
 
-    def are_stale(self, x_adv: np.ndarray) -> bool:
-        """Whether all gradients belong to one point although the attack has made steps away from it.
+    @property
+    def are_stale(self) -> bool:
+        """Whether steps keep being made with gradients of points that the attack has left.
 
-        A single-step attack visits its start and its end and takes one gradient: that is not stale.
+        One such step is no proof: the next restart begins where the last one did, and a method that starts over from
+        the same point has ended elsewhere. So two are asked for, and one for every four gradients.
         """
-        if self.num_gradient_points != 1:
-            return False
-        moved_on = self.num_gradients > 1 and not np.array_equal(x_adv, self.gradients[0])
-        return moved_on or _num_distinct(self.values + self.gradients) > 2
+        num_stale = self._num_backward() + self._num_idle() + self._num_without_gradient()
+        return num_stale >= max(2, self.num_gradients / 4)
 
+    def _num_backward(self) -> int:
+        """Gradients at an old point although a new one with a larger value has just been found.
 
-def _num_distinct(points: list[np.ndarray]) -> int:
-    return len({point.tobytes() for point in points})
+        A step that is refused leaves an honest attack where it was, but its value is smaller.
+        """
+        seen: dict[bytes, float] = {}
+        found: dict[bytes, float] = {}  # since the last gradient
+        count = 0
+        for visit in self.visits:
+            place = visit.place
+            if visit.is_gradient:
+                left = place in seen and place not in found
+                count += left and any(value > visit.value for value in found.values())
+                found = {}
+            elif place not in seen:
+                found[place] = visit.value
+            seen[place] = visit.value
+        return count
+
+    def _num_idle(self) -> int:
+        """Gradients in a row at one point from which the attack then goes away without taking the new point's.
+
+        At a corner or where the gradient is zero an honest attack takes the same gradient again, but then it stays; or
+        it has come from elsewhere, and momentum may carry it on.
+        """
+        count = 0
+        stretches = [list(group) for _, group in itertools.groupby(self.visits, lambda visit: visit.is_gradient)]
+        seen: set[bytes] = set()
+        for number, stretch in enumerate(stretches):
+            places = {visit.place for visit in stretch}
+            seen |= places
+            if stretch[0].is_gradient and len(places) == 1 and len(stretch) > 2 and number + 1 < len(stretches):
+                after = {visit.place for visit in stretches[number + 1]} - seen
+                following = stretches[number + 2][0].place if number + 2 < len(stretches) else None
+                if after and following not in after:
+                    count += len(stretch) - 1
+        return count
+
+    def _num_without_gradient(self) -> int:
+        """Steps after a gradient, but for the first two, that lead farther and farther away and gain without another.
+
+        They must follow one another: the search at the end of a minimum-norm attack goes back and forth.
+        """
+        count, num_steps = 0, 0
+        origin, best, farthest = None, -np.inf, 0.0
+        for visit in self.visits:
+            if visit.is_gradient:
+                origin, best, farthest, num_steps = visit.point, visit.value, 0.0, 0
+            elif origin is not None:
+                distance = float(np.linalg.norm(visit.point - origin))
+                if visit.value > best and distance > farthest:
+                    best, farthest, num_steps = visit.value, distance, num_steps + 1
+                    count += num_steps > _NUM_FREE_STEPS
+                else:
+                    origin = None
+        return count
 
 
 # The compiled program must not depend on the list it writes to, or each replay would compile again: it gets a number.
@@ -59,21 +130,23 @@ _RECORDING: dict[int, list[Visits]] = {}
 _run_numbers = itertools.count()
 
 
-def _record(is_gradient: bool, run: Array, example: Array, point: Array) -> None:
-    visits = _RECORDING[int(run)][int(example)]
-    (visits.gradients if is_gradient else visits.values).append(np.array(point))
+def _record(is_gradient: bool, run: Array, example: Array, point: Array, value: Array) -> None:
+    _RECORDING[int(run)][int(example)].visits.append(Visit(np.array(point), float(value), is_gradient))
 
 
 def _watched(objective: Objective, run: Int[Array, ""], example: Int[Array, ""]) -> Objective:
+    # Ordered: what an attack does next is judged by what it did before.
     @jax.custom_jvp
     def watched(point: Float[Array, "*dims"]) -> Float[Array, ""]:
-        jax.debug.callback(functools.partial(_record, False), run, example, point)
-        return objective(point)
+        value = objective(point)
+        jax.debug.callback(functools.partial(_record, False), run, example, point, value, ordered=True)
+        return value
 
     @watched.defjvp
     def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-        jax.debug.callback(functools.partial(_record, True), run, example, *primals)
-        return jax.jvp(objective, primals, tangents)
+        value, tangent = jax.jvp(objective, primals, tangents)
+        jax.debug.callback(functools.partial(_record, True), run, example, *primals, value, ordered=True)
+        return value, tangent
 
     return watched
 
@@ -87,19 +160,19 @@ def replay(
     *,
     examples: Int[Array, " n"],
     key: PRNGKeyArray,
-) -> tuple[list[Visits], Float[Array, "n *dims"]]:
-    """The points visited by the attack on each example, and where it ended."""
+) -> list[Visits]:
+    """The points visited by the attack on each example."""
     run = next(_run_numbers)
     _RECORDING[run] = visits = [Visits() for _ in range(xs.shape[0])]
     try:
         found = _run_watched(
             attack, objective_fn, xs, ys, perturbations, examples=examples, key=key, run=jnp.asarray(run)
         )
-        x_adv = jax.block_until_ready(found.x_adv)
+        jax.block_until_ready(found.x_adv)
         jax.effects_barrier()
     finally:
         del _RECORDING[run]
-    return visits, x_adv
+    return visits
 
 
 @eqx.filter_jit

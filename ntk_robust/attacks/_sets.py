@@ -54,6 +54,31 @@ class Box(eqx.Module):
         up = jnp.maximum(self.upper.astype(x.dtype) - x, 0)
         return down, up
 
+    def check(self, xs: Float[Array, "n *dims"]) -> None:
+        """Refuses batches with inputs outside, up to rounding; what is traced is not looked at.
+
+        Raises:
+            ValueError: Quoting how many, or the shapes if the box has another one than the inputs.
+        """
+        for bound in (self.lower, self.upper):
+            sizes = zip(bound.shape[::-1], xs.shape[:0:-1], strict=False)
+            if bound.ndim >= xs.ndim or any(size not in (1, own) for size, own in sizes):
+                raise ValueError(
+                    f"the box has bounds of shape {bound.shape} for inputs of shape {xs.shape[1:]}; give one number, "
+                    "or one for each coordinate"
+                )
+        if not is_concrete(xs, self.lower, self.upper):
+            return
+        values, lower, upper = np.asarray(xs), np.asarray(self.lower), np.asarray(self.upper)
+        # A pixel of 255 / 255 in another precision may miss the bound by a rounding.
+        slack = 4 * np.finfo(values.dtype).eps * max(np.abs(lower).max(), np.abs(upper).max())
+        outside = ((values < lower - slack) | (values > upper + slack)).reshape(len(values), -1).any(axis=1)
+        if outside.any():
+            raise ValueError(
+                f"{int(outside.sum())} of {len(values)} inputs leave the valid box [{lower.min():g}, {upper.max():g}]: "
+                f"they span [{values.min():g}, {values.max():g}]; rescale the inputs, or give the box that they live in"
+            )
+
     def excess(self, point: Float[Array, "*dims"]) -> Float[Array, ""]:
         """By how much the worst coordinate leaves the box, 0 inside."""
         return jnp.max(jnp.abs(point - self.clip(point)), initial=0)

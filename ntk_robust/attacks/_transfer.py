@@ -62,8 +62,8 @@ def transfer(
     Raises:
         ValueError: As `evaluate`, for either network.
     """
-    to_fool = pose(source, xs, ys, perturbations, batch_size)
-    to_grade = pose(target, xs, ys, perturbations, batch_size)
+    to_fool = pose(source, xs, ys, perturbations, batch_size, attack=attack, loss=loss)
+    to_grade = pose(target, xs, ys, perturbations, batch_size, attack=attack, loss=loss)
     points = to_fool.attack(attack, LossObjective(*source, loss), key=key).x_adv
 
     def accuracies(problem: Problem, network: tuple[ApplyFn, PyTree]) -> tuple[float, float]:

@@ -15,8 +15,9 @@ class Certificate(eqx.Module):
     """What is proven of a network on n perturbation sets.
 
     Attributes:
-        margins: Lower bound over the whole set of the label's lead: $z_y - max_{j≠y} z_j$ for logits, $y f$ for a
-            scalar output. In output units; `-inf` where a bound overflowed.
+        margins: Lower bound over the whole set of the label's lead, minus the attacker's `Margin`:
+            $z_y - max_{j≠y} z_j$ for logits, $y f$ for a scalar output, whatever the size of y. In output units; `-inf`
+            where a bound overflowed.
         certified: Whether the margin is proven to be positive, so that no point of the set is classified wrongly.
     """
 
@@ -82,8 +83,8 @@ def certify_batch(
     Args:
         method: `IntervalBounds()`, `Zonotope()`, `Crown()` or `AlphaCrown()`.
         network: The network; new weights of the same shapes do not recompile.
-        xs: Inputs.
-        ys: Integer labels for logits; floats for a scalar output, of which the sign is the class.
+        xs: Inputs, inside the box.
+        ys: Integer labels for logits; floats other than 0 for a scalar output, of which the sign is the class.
         perturbations: The set; its `epsilon` may hold one radius for each example.
         batch_size: Examples at a time, None for all at once. Memory per example is, in `Crown`, twice the square of the
             widest layer for each layer.
@@ -92,12 +93,17 @@ def certify_batch(
         One margin for each example.
 
     Raises:
-        ValueError: For an empty or misshapen batch, inputs that are not finite, labels out of range or of the wrong
-            kind, or a radius for another number of examples.
+        ValueError: For an empty or misshapen batch, inputs that are not finite or outside the box, labels out of range
+            or of the wrong kind, a radius for another number of examples, or a name in place of a method or a model in
+            place of its network.
     """
+    if not isinstance(method, AbstractBound):
+        raise ValueError(f"method is {method!r}; give a bound, such as Crown()")
+    if not isinstance(network, Network):
+        raise ValueError(f"network is a {type(network).__name__}; give network_of(model, params)")
     _check_batch(network, xs, ys, perturbations)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give at least 1, or None")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size}; give a whole number of at least 1, or None")
     targets = ys.astype(network.dtype) if network.scalar else ys
     margins = _margins(method, network, xs, targets, perturbations, batch_size=batch_size)
     return Certificate(margins, margins > 0)
@@ -115,11 +121,8 @@ def _margins(
 ) -> Float[Array, " n"]:
     def margin(example: tuple[Array, Array, Array]) -> Array:
         x, y, epsilon = example
-        if network.scalar:
-            specification = jnp.sign(y)[None, None]
-        else:
-            specification = margin_specification(y, network.num_outputs, network.dtype)
-        return jnp.min(method.lower(network, x, perturbations.with_epsilon(epsilon), specification))
+        rows = y[None, None] if network.scalar else margin_specification(y, network.num_outputs, network.dtype)
+        return jnp.min(method.lower(network, x, perturbations.with_epsilon(epsilon), rows))
 
     examples = (xs, ys, jnp.broadcast_to(perturbations.epsilon, (xs.shape[0],)))
     if batch_size is None or batch_size >= xs.shape[0]:
@@ -186,6 +189,8 @@ def _check_batch(
             f"epsilon has shape {perturbations.epsilon.shape} for {xs.shape[0]} examples; give one radius, or one for "
             "each"
         )
+    if perturbations.box is not None:
+        perturbations.box.check(xs)
     labels = np.asarray(ys)
     if network.scalar:
         if not np.issubdtype(labels.dtype, np.floating) or not np.all(np.isfinite(labels) & (labels != 0)):

@@ -1,5 +1,7 @@
 """Evaluation and its audit: true numbers for honest attacks, and every planted fault caught."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,11 @@ from ntk_robust.attacks import (
     Square,
     evaluate,
 )
-from ntk_robust.losses import CrossEntropy, Logistic, Squared
+from ntk_robust.attacks._checks import check_batch, check_kind
+from ntk_robust.attacks._grading import Grades
+from ntk_robust.attacks._problem import pose
+from ntk_robust.attacks._replay import Visit, Visits
+from ntk_robust.losses import Absolute, CrossEntropy, Hinge, Logistic, Margin, Squared
 
 BOX = Box(0.0, 1.0)
 SET = LinfBall(0.08, BOX)
@@ -67,15 +73,19 @@ class Forged(AbstractAttack):
         step = perturbations.with_epsilon(perturbations.epsilon / 3)
         once = jax.grad(objective)(start)
 
-        def body(point, _):
+        def body(state, number):
+            point, before = state
             gradient = {
                 "stale": lambda: jax.grad(objective)(start),
+                "unscored": lambda: jax.grad(objective)(start),
+                "lagging": lambda: jax.grad(objective)(before),
+                "relapsing": lambda: jax.grad(objective)(jnp.where(number < 2, point, start)),
                 "hoisted": lambda: once,
             }.get(self.fault, lambda: jax.grad(objective)(point))()
-            point = perturbations.project(centre, step.argmax_linear(point, gradient))
-            return point, objective(point)
+            new = perturbations.project(centre, step.argmax_linear(point, gradient))
+            return (new, point), -jnp.inf if self.fault == "unscored" else objective(new)
 
-        end, values = lax.scan(body, start, length=8)
+        (end, _), values = lax.scan(body, (start, start), jnp.arange(8))
         value = objective(end)
         values = values if self.fault == "decreasing" else lax.cummax(jnp.append(values[:-1], value))
         if self.fault == "decreasing":
@@ -90,6 +100,8 @@ class Forged(AbstractAttack):
 CAUGHT_AS = {
     "stale": "stale-gradient",
     "hoisted": "stale-gradient",
+    "lagging": "stale-gradient",
+    "relapsing": "stale-gradient",
     "recentred": "outside-set",
     "decreasing": "not-monotone",
     "boasting": "value-mismatch",
@@ -97,11 +109,70 @@ CAUGHT_AS = {
 }
 
 
-@pytest.mark.parametrize("fault", CAUGHT_AS)
+# What these two look like from outside is tested below without compiling them.
+SLOW = {"lagging", "relapsing"}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] if fault in SLOW else []) for fault in CAUGHT_AS]
+)
 def test_a_planted_fault_is_caught_under_its_name(fault, problem):
     found = run(problem, Forged(fault))
     assert CAUGHT_AS[fault] in names(found)
     assert not found.audit.is_sound
+
+
+@pytest.mark.slow
+def test_stale_gradients_are_caught_behind_restarts(problem):
+    found = run(problem, Restarts(Forged("unscored"), 3))
+    assert "stale-gradient" in names(found)
+    assert found.audit.gradient_points == 3
+
+
+def visited(path):
+    """What "g0 v1 g1" says: a gradient at the point 0, a value at 1, a gradient at 1; values grow with the points."""
+    visits = Visits()
+    for step in path.split():
+        number = int(step[1:])
+        visits.visits.append(Visit(np.asarray([0.1 * number]), float(number), step[0] == "g"))
+    return visits
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "g0 v1 g0 v2 g0 v3 g0 v4",  # all gradients at the start
+        "g0 g0 g0 g0 v4",  # the same, scored at its end only
+        "g0 g0 g0 g0 v4 g10 g10 g10 g10 v14",  # restarts of it
+        "g0 v1 v2 v3 v4 v5",  # one gradient and many steps
+        "g0 v1 g1 v2 g0 v3 g0 v4 g0 v5",  # honest for two steps
+        "v0 g0 v1 g0 v2 g1 v3 g2 v4 g3 v5",  # always one step late
+    ],
+)
+def test_gradients_of_points_that_were_left_look_stale(path):
+    assert visited(path).are_stale
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "g0 g1 g2 g3 v4",
+        "g0 v1 g1 v2 g2 v3",
+        "g0 g0 v1 g1 v2 g2 v3",  # looks twice at its start
+        "g0 g0 g0 g0 v0",  # cannot move
+        "g0 g1 g2 g2 g2 g2 v2",  # has arrived
+        "g0 g1 g2 g2 g2 g2 v3",  # had arrived, and momentum carries it on
+        "g0 g1 g0 g1 g0 v1",  # goes back and forth
+        "g5 v3 v4 g5 v2 g5 v1",  # steps refused, since they lose
+        "g0 v9 v0 v4 v2 v1 v1",  # crosses the boundary and halves the way
+        "g0 v4 g0 v4 g0 v4",  # restarts without randomness
+        "g0 v1 g0 v4 g4 v5 g5 v6",  # starts twice at the same point
+        "g0 g5 v1 v6 g1 g6 v2 v7 g2 g7 v3 v8",  # two runs side by side
+        "v0 v1 v2 v3",
+    ],
+)
+def test_honest_paths_do_not_look_stale(path):
+    assert not visited(path).are_stale
 
 
 def test_the_same_attack_without_a_planted_fault_is_sound(problem):
@@ -279,5 +350,39 @@ def test_outputs_and_batches_that_do_not_fit_give_one_clear_error(problem):
         run((params, xs + 1, ys), FGSM())
     with pytest.raises(ValueError, match="batch_size=0"):
         run(problem, FGSM(), batch_size=0)
+    with pytest.raises(ValueError, match=r"does not take inputs of shape \(5,\)"):
+        run((params, xs[:, :5], ys), FGSM())
+    with pytest.raises(ValueError, match=r"bounds of shape \(5,\) for inputs of shape \(6,\)"):
+        run(problem, FGSM(), perturbations=LinfBall(0.1, Box(jnp.zeros(5), jnp.ones(5))))
     with pytest.raises(ValueError, match="the batch is empty"):
         run((params, xs[:0], ys[:0]), FGSM())
+
+
+def test_arguments_of_another_kind_give_one_clear_error(problem):
+    _, xs, ys = problem
+    check = inspect.unwrap(check_batch)  # the tests' own type checker would refuse these before
+    for message, arguments in {
+        "xs has dtype uint8; give floats": ((255 * xs).astype(jnp.uint8), ys, SET),
+        r"ys is \[0, 1\], a list; give an array": (xs, [0, 1], SET),
+        "perturbations is 0.1, a float; give a set": (xs, ys, 0.1),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            check(*arguments)
+    for attack in ("pgd", PGD):
+        with pytest.raises(ValueError, match=r"attack is .*; give an attack, such as PGD"):
+            check_kind("attack", attack, AbstractAttack, "an attack, such as PGD()")
+
+
+def test_zero_is_no_class_and_a_number_to_fit(problem):
+    _, xs, _ = problem
+    labels = (jnp.arange(20) % 2).astype(float)
+    for loss in (Hinge(), Logistic(), Margin(), None):
+        with pytest.raises(ValueError, match="10 of 20 targets of the scalar output are 0"):
+            pose((scalar_network, jnp.ones(6)), xs, labels, SET, None, loss=loss)
+    for loss in (Squared(), Absolute()):
+        assert pose((scalar_network, jnp.ones(6)), xs, labels, SET, None, loss=loss).batch_size == 20
+
+
+def test_what_is_not_a_number_is_not_right():
+    margins, inside = np.asarray([np.nan, np.nan, -1.0, 0.0]), np.asarray([True, False, True, True])
+    np.testing.assert_array_equal(Grades(margins, margins, inside, margins).fooled, [True, False, False, True])

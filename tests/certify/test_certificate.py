@@ -85,6 +85,16 @@ def test_a_certificate_that_an_attack_refutes_is_an_error():
 
 
 @pytest.mark.slow
+def test_margins_of_half_labels_are_those_of_whole_ones_halved_on_both_sides(key):
+    model, params, xs, ys = classifier(key, "scalar")
+    network, ball = network_of(model, params), LinfBall(0.02, Box(0.0, 1.0))
+    whole, half = (certify_batch(IntervalBounds(), network, xs, size * ys, ball) for size in (1.0, 0.5))
+    np.testing.assert_allclose(half.margins, whole.margins / 2, rtol=1e-12)
+    found = attacked(model, params, xs, ys / 2, perturbations=ball, key=key)
+    assert bracket_accuracy(found, half).certified_accuracy == whole.certified_accuracy > 0.3
+
+
+@pytest.mark.slow
 def test_batches_change_nothing(key):
     model, params, xs, ys = classifier(key, 4)
     network = network_of(model, params)
@@ -106,6 +116,7 @@ def test_wrong_calls_are_refused(key):
         "run from 0 to 9": (xs, ys.at[0].set(9).at[1].set(0), ball),
         "takes integers": (xs, ys.astype(float), ball),
         "epsilon has shape": (xs, ys, LinfBall(jnp.ones(3))),
+        "12 of 12 inputs leave the valid box": (xs + 1, ys, LinfBall(0.1, Box(0.0, 1.0))),
     }.items():
         with pytest.raises(ValueError, match=message):
             certify_batch(method, network, *arguments)
