@@ -173,8 +173,8 @@ def _half_and_mirror(kernel: Any, x: Float[Array, "n d"], out: Any) -> Any:
     flagged = jnp.argsort(~flags.ravel(), stable=True)
 
     def mend_tile(k: Array, matrices: Any) -> Any:
-        corner = (jnp.minimum(tile * small, n - small) for tile in jnp.divmod(flagged[k], num_tiles))
-        block = _Block(*corner, (small, small))
+        row, column = (jnp.minimum(tile * small, n - small) for tile in jnp.divmod(flagged[k], num_tiles))
+        block = _Block(row, column, (small, small))
         cosines = _cosines(block.rows_of(points), block.columns_of(points))
         return _mended(kernel, matrices, (points, points), block, jnp.where(_diagonal(block), 0.0, cosines))
 
@@ -312,11 +312,11 @@ def _mended(
             cosines, matrices = state
             j = jnp.where(one_a_row, partner, k)
 
-            def from_differences() -> tuple[Array, ...]:
+            def from_differences() -> tuple[Any, ...]:
                 exact = jax.vmap(pair)(here.points, there.points[j])
                 return exact.complement, exact.gap, close[i, j]
 
-            def from_product() -> tuple[Array, ...]:
+            def from_product() -> tuple[Any, ...]:
                 return found.complement[:, k], found.gap[:, k], found.is_known[:, k] & close[:, k]
 
             complement, gap, chosen = jax.lax.cond(one_a_row, from_differences, from_product)
