@@ -126,5 +126,5 @@ class NeuronBall(AbstractWeightSet):
 
 
 def _check_radius(weights: AbstractWeightSet, radius: Any) -> None:
-    if isinstance(radius, int | float | np.generic) and not 0 < radius < math.inf:
+    if isinstance(radius, int | float | np.integer | np.floating) and not 0 < radius < math.inf:
         raise ValueError(f"{type(weights).__name__} has radius {radius}; give a positive finite number in weight units")
