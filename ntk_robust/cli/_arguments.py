@@ -213,16 +213,18 @@ class Kernel:
 class Attack:
     """Attack a network that train saved, or a kernel regression, and bound its robust accuracy from both sides.
 
-    Exit code: 0, or 1 when the audit finds that the attack broke its contract.
+    Exit code: 0, 1 when the audit finds that the attack broke its contract, 4 when an attack and a certificate
+    contradict each other.
 
     Attributes:
         out: Folder of the results: attack.json, a report with accuracy against radius, and examples.svg.
         run: Folder of a run of train: its last weights are attacked, on its test examples. Where it is not given, a
-            kernel regression is fitted and attacked, and the options from kernel to ridge describe it.
+            kernel regression is fitted and attacked, and the options from kernel to dtype describe it.
         attack: Which attack; "auto" is the ensemble AutoAttack.
         norm: Norm of the perturbations; pixels lie in [0, 1].
         radii: Radii, in increasing order.
-        num_steps: Steps of the attack; queries of square.
+        num_steps: Steps of the attack; queries of square. Where it is not given, each attack's own: pgd 40, deep-fool
+            50, apgd, fab and auto 100, carlini-wagner 200, square 5000.
         num_examples: Test examples.
         controls: Also attack at radius 0, at growing radii, and (1000 queries) by square, which the attack must beat.
         certificate: Bound from below for networks; for kernels of ReLU networks without biases anything but "none" asks
@@ -247,7 +249,7 @@ class Attack:
     attack: Literal["pgd", "apgd", "fgsm", "square", "fab", "deep-fool", "carlini-wagner", "auto"] = "pgd"
     norm: Literal["linf", "l2"] = "linf"
     radii: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
-    num_steps: int = 40
+    num_steps: int | None = None
     num_examples: int = 100
     controls: bool = False
     certificate: Literal["crown", "alpha-crown", "interval", "none"] = "crown"

@@ -1,7 +1,10 @@
 """A saved network or a kernel regression under attack, with certificates from the other side."""
 
+import dataclasses
 import json
 import math
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ntk_robust._core import write_json_atomically
+from ntk_robust._core import write_json_atomically, write_text_atomically
 from ntk_robust.attacks import (
     APGD,
     FAB,
@@ -19,6 +22,7 @@ from ntk_robust.attacks import (
     PGD,
     AbstractAttack,
     AbstractPerturbationSet,
+    AutoAttackResult,
     Box,
     CarliniWagner,
     Controls,
@@ -31,7 +35,6 @@ from ntk_robust.attacks import (
     evaluate,
 )
 from ntk_robust.certify import (
-    AccuracyBracket,
     AlphaCrown,
     Certificate,
     Crown,
@@ -59,6 +62,11 @@ _TITLE = "Attack"
 _SUMMARY = "Accuracy under attack, an upper bound of the robust accuracy, beside what is certified, a lower one."
 _BATCH_SIZE = 100
 _MARGIN_ATTACKS = ("fab", "deep-fool", "carlini-wagner")
+# What --run takes from the run instead, so that giving it would mean nothing.
+_OF_REGRESSION = (
+    "kernel", "data", "train_batches", "num_train", "num_test", "num_hidden_layers", "activation", "w_std", "b_std",
+    "ridge", "dtype",
+)  # fmt: skip
 _METHODS = {"crown": Crown, "alpha-crown": AlphaCrown, "interval": IntervalBounds}
 
 
@@ -70,6 +78,7 @@ class _Victim(NamedTuple):
     model: AbstractModel | None
     dataset: Dataset
     name: str
+    trained: Train | None = None
 
 
 def attack(command: Attack) -> int:
@@ -81,6 +90,9 @@ def attack(command: Attack) -> int:
     xs, ys = dataset.x_test[:count], dataset.y_test[:count]
     folder = prepare_report_folder(command.out)
     run = run_record(command)
+    if victim.trained is not None:
+        run["arguments"] = {name: given for name, given in run["arguments"].items() if name not in _OF_REGRESSION}
+        run["trained"] = dataclasses.asdict(victim.trained)
     ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
     box = Box(*dataset.box)
     certifies = command.certificate != "none" and (victim.model is not None or _is_certifiable(victim.params))
@@ -100,14 +112,15 @@ def attack(command: Attack) -> int:
         with progress.task(f"{command.attack} on {victim.name}", len(command.radii)) as task:
             for number, radius in enumerate(command.radii):
                 perturbations = ball(jnp.asarray(radius, xs.dtype), box=box)
-                evaluation, accuracy = _evaluate(command, victim, xs, ys, perturbations)
+                evaluation, ensemble = _evaluate(command, victim, xs, ys, perturbations)
                 bracket = None
                 if certifies:
                     certificate = _certify(command, victim, xs, ys, perturbations)
                     bracket = bracket_accuracy(evaluation, certificate)
-                    _check_order(bracket, accuracy)
-                found.append(AtRadius(radius, evaluation, accuracy, bracket))
-                figures = {"adversarial_accuracy": accuracy}
+                    if ensemble is not None:
+                        _check_order(certificate, ensemble)
+                found.append(AtRadius(radius, evaluation, ensemble, bracket))
+                figures = {"adversarial_accuracy": found[-1].adversarial_accuracy}
                 task.advance(1, **figures | ({} if bracket is None else {"certified": bracket.certified_accuracy}))
                 write(tuple(f"radius {later:g}" for later in command.radii[number + 1 :]))
         with progress.task("examples"):
@@ -115,6 +128,8 @@ def attack(command: Attack) -> int:
             if grid:
                 (folder / "examples.svg").write_text(grid)
     page = write(())
+    if grid:
+        _show_examples(page)
     for result in found:
         say(result.sentence())
     say(f"report: {page}")
@@ -132,10 +147,19 @@ def _check(command: Attack) -> None:
         raise ValueError(f"--radii are {list(command.radii)}; give one or more finite numbers of at least 0")
     if list(command.radii) != sorted(set(command.radii)):
         raise ValueError(f"--radii are {list(command.radii)}; give them in increasing order")
-    if command.num_examples < 1 or command.num_steps < 1:
+    named_key(command.seed, "attack")
+    if command.num_examples < 1 or (command.num_steps is not None and command.num_steps < 1):
         raise ValueError(
             f"--num-examples is {command.num_examples} and --num-steps {command.num_steps}; both must be at least 1"
         )
+    if command.run is not None:
+        usual = Attack()
+        idle = [name for name in _OF_REGRESSION if getattr(command, name) != getattr(usual, name)]
+        if idle:
+            option = "--" + idle[0].replace("_", "-")
+            raise ValueError(
+                f"{option} describes a kernel regression, and --run {command.run} a network; drop one of the two"
+            )
     if command.attack == "carlini-wagner" and command.norm != "l2":
         raise ValueError("--attack carlini-wagner measures in l2; add --norm l2, or choose fab")
     if not 0 <= command.ridge < math.inf:
@@ -151,25 +175,47 @@ def _saved_network(command: Attack) -> _Victim:
     """
     folder = command.run
     assert folder is not None
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if record.get("command") != "train":
-        raise ValueError(f"--run {folder} holds the results of {record.get('command')!r}; name a folder of `train`")
-    arguments = record["arguments"]
-    paths = {name: None if arguments[name] is None else Path(arguments[name]) for name in ("out", "data_dir")}
-    if command.data_dir is not None:
-        paths["data_dir"] = command.data_dir
-    trained = Train(**arguments | paths | {"train_batches": tuple(arguments["train_batches"])})
+    trained = _trained(folder / "run.json", command.data_dir)
+    stored = _weights(folder / "params.npz")
     dataset = examples(trained)
     model = network(trained, dataset)
     like = model.init(key=jax.random.key(0), dtype=np.dtype(trained.dtype))
-    with np.load(folder / "params.npz") as stored:
-        shapes = {name: array.shape for name, array in arrays_by_path(like).items()}
-        if shapes != {name: stored[name].shape for name in stored}:
-            raise ValueError(
-                f"{folder / 'params.npz'} does not hold the weights of the network that run.json describes"
-            )
-        params = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(stored[name]) for name in shapes])
-    return _Victim(model.apply, params, model, dataset, f"the network in {folder}")
+    shapes = {name: array.shape for name, array in arrays_by_path(like).items()}
+    if shapes != {name: array.shape for name, array in stored.items()}:
+        raise ValueError(f"{folder / 'params.npz'} does not hold the weights of the network that run.json describes")
+    params = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(stored[name]) for name in shapes])
+    return _Victim(model.apply, params, model, dataset, f"the network in {folder}", trained)
+
+
+def _trained(path: Path, data_dir: Path | None) -> Train:
+    """The command that trained a network, as its folder tells, with another data directory if one is given."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); name a folder of `train`") from error
+    if not isinstance(record, dict) or record.get("command") != "train":
+        what = record.get("command") if isinstance(record, dict) else record
+        raise ValueError(f"{path} holds the results of {what!r}; name a folder of `train`")
+    try:
+        arguments = record["arguments"]
+        paths = {name: None if arguments[name] is None else Path(arguments[name]) for name in ("out", "data_dir")}
+        if data_dir is not None:
+            paths["data_dir"] = data_dir
+        return Train(**arguments | paths | {"train_batches": tuple(arguments["train_batches"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what this version of `train` writes ({error!r}); train again") from error
+
+
+def _weights(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no weights: numpy cannot read it as an .npz file; train again") from error
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(f"{path} holds weights that are not finite ({broken[0]}); the training has diverged")
+    return arrays
 
 
 def _kernel_regression(command: Attack) -> _Victim:
@@ -197,8 +243,8 @@ def _kernel_regression(command: Attack) -> _Victim:
 
 def _evaluate(
     command: Attack, victim: _Victim, xs: Array, ys: Array, perturbations: AbstractPerturbationSet
-) -> tuple[Evaluation, float]:
-    """The audited evaluation, and the adversarial accuracy, which AutoAttack may lower further."""
+) -> tuple[Evaluation, AutoAttackResult | None]:
+    """The audited evaluation, for "auto" of the ensemble's first attack, and what the ensemble found."""
     key = named_key(command.seed, "attack")
     batch_size = min(_BATCH_SIZE, len(xs))
     evaluation = evaluate(
@@ -214,7 +260,7 @@ def _evaluate(
         controls=Controls(rivals=(Square(1000, image_shape=victim.dataset.image_shape),)) if command.controls else None,
     )
     if command.attack != "auto":
-        return evaluation, evaluation.adversarial_accuracy
+        return evaluation, None
     ensemble = auto_attack(
         victim.apply_fn,
         victim.params,
@@ -222,31 +268,36 @@ def _evaluate(
         ys,
         perturbations=perturbations,
         key=key,
-        num_steps=command.num_steps,
         image_shape=victim.dataset.image_shape,
         batch_size=batch_size,
+        **_budget(command, "num_steps"),
     )
-    return evaluation, float(np.mean(ensemble.is_right & (np.asarray(evaluation.margins) < 0)))
+    return evaluation, ensemble
+
+
+def _budget(command: Attack, name: str) -> dict[str, Any]:
+    """The number of steps as an option called `name`; none means the attack's own default."""
+    return {} if command.num_steps is None else {name: command.num_steps}
 
 
 def _strategy(command: Attack, dataset: Dataset) -> AbstractAttack:
-    steps = command.num_steps
+    budget = _budget(command, "num_steps")
     match command.attack:
         case "fgsm":
             return FGSM()
         case "pgd":
             # Steps that add up to 2.5 radii can cross the set and come back, however many there are.
-            return PGD(num_steps=steps, relative_step=2.5 / steps)
+            return PGD(**budget, relative_step=2.5 / PGD(**budget).num_steps)
         case "apgd" | "auto":
-            return APGD(num_steps=steps)
+            return APGD(**budget)
         case "square":
-            return Square(num_queries=steps, image_shape=dataset.image_shape)
+            return Square(**_budget(command, "num_queries"), image_shape=dataset.image_shape)
         case "fab":
-            return FAB(num_steps=steps)
+            return FAB(**budget)
         case "deep-fool":
-            return DeepFool(num_steps=steps)
+            return DeepFool(**budget)
         case "carlini-wagner":
-            return CarliniWagner(num_steps=steps)
+            return CarliniWagner(**budget)
 
 
 def _is_certifiable(predictor: KernelPredictor) -> bool:
@@ -282,9 +333,21 @@ def _kernel_margins(
     return jax.lax.map(margin, (xs, ys))
 
 
-def _check_order(bracket: AccuracyBracket, adversarial_accuracy: float) -> None:
-    if bracket.certified_accuracy > adversarial_accuracy:
+def _check_order(certificate: Certificate, ensemble: AutoAttackResult) -> None:
+    """Every example that is certified must have withstood; accuracies in order could hide two that are not."""
+    refuted = np.flatnonzero(np.asarray(certificate.certified) & ~np.asarray(ensemble.is_right))
+    if refuted.size:
         raise ArithmeticError(
-            f"an attack left {adversarial_accuracy:.4f} right where {bracket.certified_accuracy:.4f} are certified: "
-            "one of the two is wrong; report it"
+            f"AutoAttack fooled the network on {refuted.size} examples that are certified (the first is example "
+            f"{refuted[0]}): one of the two is wrong; report it"
         )
+
+
+def _show_examples(page: Path) -> None:
+    """Puts the grid on the page, as a picture beside it."""
+    figure = (
+        '<figure><img src="examples.svg" alt="Examples that the attack turned" style="max-width:100%;background:#fff">'
+        '<figcaption>Examples that the attack turned: <a href="examples.svg">examples.svg</a></figcaption></figure>'
+    )
+    before, end, after = page.read_text(encoding="utf-8").rpartition("</main>")
+    write_text_atomically(page, f"{before}{figure}\n{end}{after}")

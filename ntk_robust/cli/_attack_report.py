@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ntk_robust._core import Figure, Series, Table
-from ntk_robust.attacks import Evaluation
+from ntk_robust.attacks import AutoAttackResult, Evaluation, Finding
 from ntk_robust.certify import AccuracyBracket
 from ntk_robust.data import Dataset
 from ntk_robust.studies import Study
@@ -26,15 +26,54 @@ class AtRadius:
 
     Attributes:
         radius: In input units.
-        evaluation: The attack's, with its audit.
-        adversarial_accuracy: The smaller of the evaluation's and AutoAttack's.
+        evaluation: The attack's, with its audit; for AutoAttack that of its first attack.
+        ensemble: What AutoAttack found, None for other attacks.
         bracket: With the certificate, or None where there is none.
     """
 
     radius: float
     evaluation: Evaluation
-    adversarial_accuracy: float
+    ensemble: AutoAttackResult | None
     bracket: AccuracyBracket | None
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """Which examples are right with and without all attacks that ran."""
+        is_right = np.asarray(self.evaluation.margins) < 0
+        return is_right if self.ensemble is None else is_right & np.asarray(self.ensemble.is_right)
+
+    @property
+    def adversarial_accuracy(self) -> float:
+        """Their fraction."""
+        return float(np.mean(self.is_right))
+
+    @property
+    def x_adv(self) -> np.ndarray:
+        """The ensemble's points where it has some that fool the network, else the attack's."""
+        points = np.asarray(self.evaluation.x_adv)
+        if self.ensemble is None:
+            return points
+        fell = ~np.asarray(self.ensemble.is_right).reshape((-1,) + (1,) * (points.ndim - 1))
+        return np.where(fell, np.asarray(self.ensemble.x_adv), points)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The audit's; of an ensemble's first attack only what the others have not made up for, and said to be its."""
+        audit, controls = self.evaluation.audit, self.evaluation.controls
+        if self.ensemble is None:
+            return list(audit.findings)
+        rivals = [] if controls is None else [accuracy for _, accuracy in controls.rival_accuracies]
+        better = {
+            "weaker-than-fgsm": audit.fgsm_accuracy,
+            "margin-step-better": audit.fgsm_margin_accuracy,
+            "rival-better": min(rivals, default=0.0),
+        }
+        accuracy = self.adversarial_accuracy
+        return [
+            dataclasses.replace(finding, message=f"Of APGD on the cross-entropy alone: {finding.message}")
+            for finding in audit.findings
+            if better.get(finding.name, -1.0) < accuracy
+        ]
 
     def record(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -49,7 +88,7 @@ class AtRadius:
             "surrogate_loss": self.evaluation.surrogate_loss,
             "audit": {
                 "sound": audit.is_sound,
-                "findings": [dataclasses.asdict(finding) for finding in audit.findings],
+                "findings": [dataclasses.asdict(finding) for finding in self.findings],
                 "fgsm_accuracy": audit.fgsm_accuracy,
                 "zero_gradient_fraction": audit.zero_gradient_fraction,
                 "controls": None if controls is None else dataclasses.asdict(controls),
@@ -59,7 +98,7 @@ class AtRadius:
     def sentence(self) -> str:
         """One line for the terminal."""
         certified = "" if self.bracket is None else f", certified {self.bracket.certified_accuracy:.4g}"
-        findings = [finding.name for finding in self.evaluation.audit.findings]
+        findings = [finding.name for finding in self.findings]
         noticed = f"; audit: {', '.join(findings)}" if findings else ""
         return (
             f"radius {self.radius:g}: natural {self.evaluation.natural_accuracy:.4g}, adversarial "
@@ -111,7 +150,7 @@ def attack_study(
     findings = [
         (result.radius, finding.severity, finding.name, finding.message)
         for result in found
-        for finding in result.evaluation.audit.findings
+        for finding in result.findings
     ]
     tables = [Table("accuracies", "Both bounds", columns, rows)]
     if findings:
@@ -121,20 +160,24 @@ def attack_study(
 
 
 def examples_svg(found: Sequence[AtRadius], apply_fn: Any, params: PyTree, dataset: Dataset) -> str:
-    """A grid of the first examples that the attack turned, at the smallest radius where there are some; else empty."""
+    """A grid of the first examples that were right and are wrong, at the smallest radius where there are some."""
+
+    def classes(points: np.ndarray) -> np.ndarray:
+        return np.argmax(np.asarray(jax.vmap(apply_fn, (None, 0))(params, jnp.asarray(points))), axis=1)
+
     for result in found:
-        points = np.asarray(result.evaluation.x_adv)
-        clean = np.asarray(dataset.x_test)[: len(points)]
-        turned = (np.asarray(result.evaluation.margins) >= 0) & np.any(points != clean, axis=1)
-        chosen = np.flatnonzero(turned)[:_NUM_SHOWN]
+        fallen = np.flatnonzero(~result.is_right)
+        clean, labels = np.asarray(dataset.x_test)[fallen], np.asarray(dataset.y_test)[fallen]
+        if not len(fallen):
+            continue
+        chosen = np.flatnonzero(classes(clean) == labels)[:_NUM_SHOWN]
         if len(chosen):
-            outputs = jax.vmap(apply_fn, (None, 0))(params, jnp.asarray(points[chosen]))
-            said, labels = np.argmax(np.asarray(outputs), axis=1), np.asarray(dataset.y_test)[chosen]
+            points = result.x_adv[fallen[chosen]]
             names = [
                 (dataset.class_names[label], dataset.class_names[other])
-                for label, other in zip(labels, said, strict=True)
+                for label, other in zip(labels[chosen], classes(points), strict=True)
             ]
-            return _grid(clean[chosen], points[chosen], names, dataset, f"radius {result.radius:g}")
+            return _grid(clean[chosen], points, names, dataset, f"radius {result.radius:g}")
     return ""
 
 
@@ -151,7 +194,7 @@ def _grid(clean: np.ndarray, points: np.ndarray, names: list[tuple[str, str]], d
             difference = points[column] - clean[column]
             rows = (
                 ((clean[column] - low) / (high - low), label),
-                ((points[column] - low) / (high - low), said),
+                ((points[column] - low) / (high - low), f"said to be\n{said}"),
                 (difference / (2 * np.abs(difference).max()) + 0.5, "difference"),
             )
             for row, (pixels, title) in enumerate(rows):
@@ -159,7 +202,7 @@ def _grid(clean: np.ndarray, points: np.ndarray, names: list[tuple[str, str]], d
                 axes[row, column].imshow(image[:, :, 0] if shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
                 axes[row, column].set_title(title, fontsize=8)
                 axes[row, column].set_axis_off()
-        canvas.suptitle(f"input, attacked input at {where}, difference (scaled)", fontsize=9)
+        canvas.suptitle(f"input and its class, attacked input at {where} and the predicted class", fontsize=9)
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()

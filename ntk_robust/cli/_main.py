@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ntk_robust.cli._arguments import Attack, Check, Doctor, Kernel, Reproduce, Study, Train
 
 MISUSE = 2
+CONTRADICTION = 4
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
@@ -18,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code of the command that `arguments` (those of the process where None) ask for.
 
     Wrong values, missing files and full disks end in one line on stderr and code 2; NTK_ROBUST_TRACEBACK=1 shows the
-    traceback instead. Ctrl-C ends in code 130, a reader that closed the pipe in code 141 and silence.
+    traceback instead. A certificate that an attack refutes ends in one line and code 4, Ctrl-C in code 130, a reader
+    that closed the pipe in code 141 and silence.
     """
     try:
         from ntk_robust.cli._arguments import parse
@@ -32,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         warn(f"interrupted; {str(interrupt) or 'nothing was finished'}")
         return INTERRUPTED
-    except (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("NTK_ROBUST_TRACEBACK") == "1" or not _is_for_users(error):
             raise
         warn(f"error: {_one_line(error)}")
         if isinstance(error, OSError) and error.filename is None:
             _discard_unwritten()
-        return MISUSE
+        return CONTRADICTION if type(error) is ArithmeticError else MISUSE
     return code
 
 
@@ -81,6 +83,8 @@ def _run(command: "Reproduce | Check | Study | Train | Kernel | Attack | Doctor"
 
 
 def _is_for_users(error: Exception) -> bool:
+    if isinstance(error, ArithmeticError):
+        return type(error) in (ArithmeticError, FloatingPointError)  # a division by zero is a mistake of ours
     if not isinstance(error, RuntimeError):
         return True
     return any(sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "Unable to initialize backend"))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ntk_robust._core import to_jsonable
+from ntk_robust.attacks import PGD, AutoAttackResult, Square
 from ntk_robust.certify import Certificate
 from ntk_robust.cli import _attack, main
-from ntk_robust.cli._arguments import Train
+from ntk_robust.cli._arguments import Attack, Train
 from ntk_robust.cli._common import examples
 
 
@@ -63,15 +64,16 @@ def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, 
 
 @pytest.mark.slow
 def test_a_certificate_that_an_attack_refutes_stops_the_command(
-    saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     def lie(method, network, xs, *arguments, **options):
         return Certificate(jnp.full(len(xs), 99.0), jnp.ones(len(xs), bool))
 
     monkeypatch.setattr(_attack, "certify_batch", lie)
     arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.02"]
-    with pytest.raises(ArithmeticError, match="went below the certified margin"):
-        main(["attack", "--out", str(tmp_path / "attack"), *arguments])
+    assert main(["attack", "--out", str(tmp_path / "attack"), *arguments]) == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "went below the certified margin" in line
 
 
 @pytest.mark.slow
@@ -87,7 +89,8 @@ def test_a_kernel_regression_is_attacked_and_certified_in_this_order(tmp_path: P
     assert rows[0]["certified_accuracy"] == rows[0]["natural_accuracy"] > 0.5
     assert rows[1]["certified_accuracy"] > 0.3
     assert rows[2]["adversarial_accuracy"] < 0.3
-    assert "<svg" in (out / "examples.svg").read_text()
+    assert "said to be" in (out / "examples.svg").read_text()
+    assert 'src="examples.svg"' in (out / "index.html").read_text()
 
 
 @pytest.mark.slow
@@ -109,6 +112,8 @@ def test_the_ensemble_keeps_the_order(saved_run: Path, tmp_path: Path) -> None:
         (["--ridge", "-1.0"], "--ridge is -1.0"),
         (["--run", "nowhere"], "run.json: No such file"),
         (["--num-train", "100000"], "num_train"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--run", "somewhere", "--kernel", "analytic_nngp"], "--kernel describes a kernel regression"),
     ],
 )
 def test_misuse_ends_in_one_line_and_code_2(arguments, message: str, capsys, tmp_path: Path) -> None:
@@ -136,3 +141,49 @@ def test_folders_of_other_commands_and_weights_of_other_networks_are_refused(
     np.savez(saved_run / "params.npz", **{"[0].weight": np.zeros((64, 64))})
     assert main(["attack", "--run", str(saved_run), "--out", str(tmp_path / "attack")]) == 2
     assert "does not hold the weights of the network" in capsys.readouterr().err
+
+
+def test_broken_folders_are_refused_with_the_path(saved_run: Path, capsys, tmp_path: Path) -> None:
+    def refusal() -> str:
+        assert main(["attack", "--run", str(saved_run), "--out", str(tmp_path / "attack")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    record = load_json(saved_run / "run.json")
+    weights = saved_run / "params.npz"
+    np.savez(weights, **{"[0].weight": np.full((64, 64), np.nan)})
+    assert f"{weights} holds weights that are not finite ([0].weight)" in refusal()
+    weights.write_text("garbage")
+    assert f"{weights} holds no weights" in refusal()
+    for written, said in {
+        "not json": "is not JSON",
+        "[]": "holds the results of []",
+        '{"command": "train"}': "is not what this version of `train` writes (KeyError('arguments'))",
+        json.dumps(record | {"arguments": record["arguments"] | {"old": 3}}): "unexpected keyword argument 'old'",
+    }.items():
+        (saved_run / "run.json").write_text(written)
+        line = refusal()
+        assert str(saved_run / "run.json") in line
+        assert said in line
+
+
+def test_each_attack_has_its_own_budget_where_none_is_given() -> None:
+    part = examples(Train(seed=3, num_train=30, num_test=20))
+    budgets = {
+        name: getattr(_attack._strategy(Attack(attack=name), part), "num_queries" if name == "square" else "num_steps")
+        for name in ("pgd", "auto", "fab", "square", "carlini-wagner")
+    }
+    assert budgets == {"pgd": 40, "auto": 100, "fab": 100, "square": 5000, "carlini-wagner": 200}
+    square = _attack._strategy(Attack(attack="square", num_steps=7), part)
+    assert isinstance(square, Square)
+    assert square.num_queries == 7
+    pgd = _attack._strategy(Attack(num_steps=10), part)
+    assert isinstance(pgd, PGD)
+    assert pgd.relative_step == 0.25
+
+
+def test_an_ensemble_is_held_to_certificates_example_by_example() -> None:
+    ensemble = AutoAttackResult(1.0, 0.5, {}, np.asarray([True, False]), jnp.zeros((2, 3)))
+    _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([True, False])), ensemble)
+    with pytest.raises(ArithmeticError, match="the first is example 1"):  # both accuracies are 0.5
+        _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([False, True])), ensemble)
