@@ -1,5 +1,6 @@
 """`ntk-robust attack`: what it writes agrees with NumPy, both bounds keep their order, and misuse gets one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from ntk_robust._core import to_jsonable
-from ntk_robust.attacks import PGD, AutoAttackResult, Square
+from ntk_robust.attacks import PGD, Audit, AutoAttackResult, Evaluation, Finding, Square
 from ntk_robust.certify import Certificate
 from ntk_robust.cli import _attack, main
 from ntk_robust.cli._arguments import Attack, Train
+from ntk_robust.cli._attack_report import AtRadius
 from ntk_robust.cli._common import examples
 
 
@@ -187,3 +189,24 @@ def test_an_ensemble_is_held_to_certificates_example_by_example() -> None:
     _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([True, False])), ensemble)
     with pytest.raises(ArithmeticError, match="the first is example 1"):  # both accuracies are 0.5
         _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([False, True])), ensemble)
+
+
+def test_findings_about_the_first_attack_are_held_against_the_ensemble() -> None:
+    numbers = {field.name: 0 for field in dataclasses.fields(Audit) if field.type is int}
+    numbers |= {field.name: 0.0 for field in dataclasses.fields(Audit) if field.type is float}
+    names = ("weaker-than-fgsm", "margin-step-better", "flat-loss")
+    audit = Audit(
+        **numbers | {"fgsm_accuracy": 0.5, "fgsm_margin_accuracy": 0.0},  # pyright: ignore[reportArgumentType]
+        findings=tuple(Finding(name, "weakness", "Something.") for name in names),
+    )
+    points = jnp.zeros((2, 3))
+    evaluation = Evaluation(1.0, 1.0, 0.0, 0.0, jnp.asarray([-1.0, -1.0]), audit, points)
+    ensemble = AutoAttackResult(1.0, 0.5, {}, np.asarray([True, False]), points + 1)
+    result = AtRadius(0.1, evaluation, ensemble, None)
+    assert result.adversarial_accuracy == 0.5
+    np.testing.assert_array_equal(result.x_adv[:, 0], [0.0, 1.0])
+    # FGSM is no stronger than the ensemble, its step on the margin is.
+    assert [finding.name for finding in result.findings] == ["margin-step-better", "flat-loss"]
+    assert all(finding.message == "Of APGD on the cross-entropy alone: Something." for finding in result.findings)
+    alone = AtRadius(0.1, evaluation, None, None)
+    assert [finding.name for finding in alone.findings] == list(names)
