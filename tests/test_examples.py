@@ -26,6 +26,7 @@ PAGES = [
     "docs/certificates.md",
     "docs/constructions.md",
     "docs/empirical_kernels.md",
+    "docs/gram.md",
     "docs/landscape.md",
 ]
 
