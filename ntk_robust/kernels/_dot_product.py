@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._pairs import (
     REPAIR_THRESHOLD,
@@ -65,8 +66,10 @@ class AbstractDotProductKernel(AbstractKernel):
                 `jax.jit` around: a new matrix costs its pages, on CPU a tenth to a fifth of the time.
 
         Raises:
-            ValueError: If `out` comes with `x2`, or has another shape or dtype.
+            ValueError: If `out` comes with `x2`, or has another shape or dtype; for points that are no matrix of floats
+                with rows, or of two widths.
         """
+        check_points(x1, x2)
         n = x1.shape[0]
         if out is not None and x2 is not None:
             raise ValueError("out is for symmetric matrices, and x2 is given; leave one of them out")
