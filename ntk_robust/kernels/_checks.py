@@ -1,5 +1,6 @@
 """Refusals of examples that no kernel takes, before anything is traced."""
 
+import operator
 from typing import Any
 
 import jax
@@ -47,6 +48,18 @@ def check_points(x1: Any, x2: Any = None, *, width: int | None = None) -> None:
                 f"{name}.reshape(len({name}), -1)"
             )
     check_examples(x1, x2, shape=None if width is None else (width,))
+
+
+def whole_number(name: str, number: Any, wanted: str = "a whole number") -> int:
+    """The number as a Python integer.
+
+    Raises:
+        ValueError: If it is none, quoting it and what is wanted.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} is {number!r}; give {wanted}") from None
 
 
 def check_values(name: str, x: np.ndarray) -> None:

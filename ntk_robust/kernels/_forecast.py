@@ -1,7 +1,6 @@
 """What a Gram matrix will cost, before it is computed, and the tile that fits."""
 
 import dataclasses
-import operator
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_robust.kernels._base import AbstractKernel
-from ntk_robust.kernels._checks import check_examples, check_points
+from ntk_robust.kernels._checks import check_examples, check_points, whole_number
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
 
 if TYPE_CHECKING:
@@ -138,7 +137,10 @@ def plan_gram(kernel: KernelLike, x1: Any, x2: Any, tile: int | tuple[int, int] 
     """The tiles, of the size asked for or the largest that fits (where nothing does, one that will be refused)."""
     _refuse_other_destinations(out)
     if tile is not None:
-        return TilePlan.of(kernel, x1, x2, tile if isinstance(tile, tuple) else (_index(tile), _index(tile)))
+        if not isinstance(tile, tuple):
+            rows = whole_number("tile", tile, "a whole number of rows")
+            tile = (rows, rows)
+        return TilePlan.of(kernel, x1, x2, tile)
     room, columns = available(out), x1 if x2 is None else x2
     largest = _LARGEST_TILE if _device(out).platform == "cpu" else _LARGEST_TILE_OF_ACCELERATORS
     while True:
@@ -237,13 +239,6 @@ def _matrix_bytes(plan: TilePlan, out: Destination, where: str) -> int:
     else:
         place = "memory" if out is None else "there already"
     return plan.num_bytes if place == where else 0
-
-
-def _index(tile: Any) -> int:
-    try:
-        return operator.index(tile)
-    except TypeError:
-        raise ValueError(f"tile is {tile!r}; give a whole number of rows") from None
 
 
 def _refuse_other_destinations(out: Destination) -> None:

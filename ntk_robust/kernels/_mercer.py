@@ -6,7 +6,6 @@ harmonics of degree $k$, of which there are $N(d, k)$, and $\lambda_k N(d, k)$ t
 """
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
+from ntk_robust.kernels._checks import whole_number
 from ntk_robust.kernels._power_series import has_power_coefficients, power_coefficients
 
 Zonal = AbstractKernel | Callable[[np.ndarray], np.ndarray]
@@ -91,7 +91,7 @@ def mercer_spectrum(zonal: Zonal, dim: int, *, num_degrees: int, radius: float =
     References:
         Müller, Spherical Harmonics, 1966; Bach, JMLR 2017; Bietti and Mairal, NeurIPS 2019.
     """
-    dim, num_degrees = _whole("dim", dim), _whole("num_degrees", num_degrees)
+    dim, num_degrees = whole_number("dim", dim), whole_number("num_degrees", num_degrees)
     if dim < 2:
         raise ValueError(f"dim is {dim}; give at least 2, a circle")
     if num_degrees < 1 or not radius > 0.0:
@@ -142,13 +142,6 @@ def _on_circle(kernel: AbstractKernel, radius: float, angles: np.ndarray, start:
             f"the kernel cannot be evaluated at points of a circle ({error}); give one that depends on norms and angle "
             "only, of a fully connected network, or take eigenpairs of a matrix"
         ) from error
-
-
-def _whole(name: str, number: Any) -> int:
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise ValueError(f"{name} is {number!r}; give a whole number") from None
 
 
 @eqx.filter_jit

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ntk_robust.kernels import (
-    _forecast,
     analytic_ntk,
     bures_distance,
     effective_rank,
@@ -20,6 +19,7 @@ from ntk_robust.kernels import (
     kernel_velocity,
     top_mass,
 )
+from ntk_robust.kernels._checks import whole_number
 from ntk_robust.models import FullyConnected
 
 
@@ -91,7 +91,7 @@ def test_impossible_tilings_are_refused():
     with pytest.raises(ValueError, match="tile is 0"):
         gram(kernel, np.ones((2, 3)), tile=0)
     with pytest.raises(ValueError, match=r"tile is 2.5; give a whole number"):
-        _forecast._index(2.5)  # the type checker of the tests stops it before
+        whole_number("tile", 2.5)  # the type checker of the tests stops it before
     with pytest.raises(ValueError, match="at least one row"):
         gram(kernel, np.ones((0, 3)))
 
