@@ -1,5 +1,6 @@
 """What every package stands on: files, progress, provenance, records, statistics, tiles."""
 
+from ntk_robust._core._checks import check_count
 from ntk_robust._core._convolutions import with_fast_convolutions
 from ntk_robust._core._files import (
     leftovers_of,
@@ -24,6 +25,7 @@ __all__ = [
     "SilentProgress",
     "SlopeFit",
     "Table",
+    "check_count",
     "leftovers_of",
     "package_version",
     "provenance",

@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count, count_zero
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, count_zero
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 
 _MOMENTUM = 0.75  # α: weight of the new step against the previous one

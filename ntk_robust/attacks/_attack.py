@@ -58,16 +58,6 @@ def count_zero(gradient: Float[Array, "*dims"]) -> Int[Array, ""]:
     return jnp.all(gradient == 0).astype(jnp.int32)
 
 
-def check_count(name: str, count: int) -> None:
-    """Refuses counts of steps, restarts and the like that are not positive integers.
-
-    Raises:
-        ValueError: Quoting name and value.
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name}={count!r}; give a whole number of at least 1")
-
-
 def check_positive(name: str, value: Float[Array, "..."]) -> None:
     """Refuses step sizes and the like that are not positive and finite; traced values pass.
 

@@ -10,8 +10,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
+from ntk_robust._core import check_count
 from ntk_robust.attacks._apgd import APGD
-from ntk_robust.attacks._attack import AbstractAttack, check_count
+from ntk_robust.attacks._attack import AbstractAttack
 from ntk_robust.attacks._batch import ApplyFn, LossObjective
 from ntk_robust.attacks._fab import FAB
 from ntk_robust.attacks._grading import in_batches

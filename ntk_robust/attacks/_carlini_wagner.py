@@ -9,11 +9,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ntk_robust._core import check_count
 from ntk_robust.attacks._attack import (
     AbstractAttack,
     AttackResult,
     Objective,
-    check_count,
     check_positive,
     count_zero,
 )

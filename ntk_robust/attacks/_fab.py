@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count, count_zero
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, count_zero
 from ntk_robust.attacks._nearest import (
     Nearest,
     check_has_hyperplanes,

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count, check_positive, count_zero
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_positive, count_zero
 from ntk_robust.attacks._sets import AbstractPerturbationSet, as_numbers
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, check_count
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult
 from ntk_robust.attacks._batch import ApplyFn, LossObjective, run_batch
 from ntk_robust.attacks._checks import check_batch, check_kind, check_targets
 from ntk_robust.attacks._grading import Grades, Numbers, grade, in_batches

@@ -9,7 +9,8 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective
 from ntk_robust.attacks._sets import AbstractPerturbationSet
 
 

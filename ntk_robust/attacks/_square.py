@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective, check_count
+from ntk_robust._core import check_count
+from ntk_robust.attacks._attack import AbstractAttack, AttackResult, Objective
 from ntk_robust.attacks._l2 import L2Ball
 from ntk_robust.attacks._sets import AbstractPerturbationSet, LinfBall
 from ntk_robust.attacks._square_moves import moves

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
-from ntk_robust._core import AbstractProgress, SilentProgress
+from ntk_robust._core import AbstractProgress, SilentProgress, check_count
 from ntk_robust.attacks import AbstractAttack, AbstractPerturbationSet
 from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._layers import layer_names, layers, trainable_mask
@@ -169,7 +168,7 @@ def fit(
         key=key,
     )
     if steps_per_chunk is not None:
-        _check_count("steps_per_chunk", steps_per_chunk)
+        check_count("steps_per_chunk", steps_per_chunk)
     chunk = steps_per_chunk or max(1, num_steps // 20)
     carry = start(program, trained)
     with contextlib.ExitStack() as stack:
@@ -192,7 +191,7 @@ def fit(
                 saved.save(carry, end)
             task.advance(end - begin, surrogate_loss=float(carry.history["surrogate_loss"][end - 1]))
             if callback is not None:
-                callback(finish(program, jax.tree.map(jnp.copy, carry), params))
+                callback(finish(program, carry._replace(state=jax.tree.map(jnp.copy, carry.state)), params))
             if steps_per_chunk is None:
                 chunk = max(1, int((end - begin) * min(_SECONDS_PER_CHUNK / max(elapsed, 1e-9), num_steps)))
         last_good = "" if saved is None else saved.describe()
@@ -225,14 +224,14 @@ def prepare(
     key: Key[Array, ""],
 ) -> tuple[Program, PyTree]:
     """The program and the trained weights of a run, after every check that needs no tracing; arguments as in `fit`."""
-    _check_count("num_steps", num_steps)
-    _check_count("probe_every", probe_every)
+    check_count("num_steps", num_steps)
+    check_count("probe_every", probe_every)
     _check_array("xs", xs)
     _check_array("ys", ys)
     if len(xs) != len(ys) or len(xs) == 0:
         raise ValueError(f"{len(xs)} inputs and {len(ys)} targets; give as many of each, at least one")
     if batch_size is not None:
-        _check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size)
     if batch_size is not None and batch_size > len(xs):
         raise ValueError(f"batch_size is {batch_size} with {len(xs)} examples; give 1 to {len(xs)}, or None for all")
     radii = jnp.shape(perturbations.epsilon)
@@ -265,9 +264,9 @@ def prepare(
         ys=ys,
         key=key,
         sharding=sharding,
-        num_steps=num_steps,
-        probe_every=probe_every,
-        batch_size=batch_size,
+        num_steps=int(num_steps),
+        probe_every=int(probe_every),
+        batch_size=None if batch_size is None else int(batch_size),
     )
     if sharding is None:
         return program, trained
@@ -287,7 +286,10 @@ def _rows_over(devices: Sequence[Any] | None, rows: int) -> NamedSharding | None
 
 
 def finish(program: Program, carry: Carry, params_0: PyTree, advice: str = "") -> TrainingResult:
-    """The result of a run from a carry; `advice` ends the message of one that is not finite."""
+    """The result of a run from a carry; `advice` ends the message of one that is not finite.
+
+    History and probes are copies. They are cut on the host: a slice of an array on a device compiles once per length.
+    """
     state = carry.state
     num_steps, finite = int(state.num_steps), bool(state.finite)
     entries = num_steps if finite else num_steps + 1
@@ -298,13 +300,18 @@ def finish(program: Program, carry: Carry, params_0: PyTree, advice: str = "") -
     return TrainingResult(
         params=eqx.combine(state.params, program.frozen),
         params_0=params_0,
-        history=jax.tree.map(lambda buffer: buffer[:entries], carry.history),
-        probes=jax.tree.map(lambda buffer: buffer[:probings], carry.probes),
+        history=jax.tree.map(lambda buffer: _first(buffer, entries), carry.history),
+        probes=jax.tree.map(lambda buffer: _first(buffer, probings), carry.probes),
         probe_steps=jnp.asarray(steps),
         num_steps=num_steps,
         finite=finite,
         message="" if finite else _explain(carry) + advice,
     )
+
+
+def _first(buffer: Array, count: int) -> Array:
+    # Copied, since the next chunk writes where the buffer is.
+    return jnp.asarray(np.array(np.asarray(buffer)[:count]))
 
 
 def _explain(carry: Carry) -> str:
@@ -338,15 +345,6 @@ def _explain(carry: Carry) -> str:
 def _record_nothing(step: Step) -> dict[str, PyTree]:
     del step
     return {}
-
-
-def _check_count(name: str, count: Any) -> None:
-    try:
-        whole = operator.index(count)
-    except TypeError:
-        whole = 0
-    if whole < 1:
-        raise ValueError(f"{name} is {count}; give a positive whole number")
 
 
 def _check_array(name: str, values: Any) -> None:

@@ -377,10 +377,10 @@ def test_progress_is_told_every_step_once():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_steps": 0}, "num_steps=0; give a whole number"),
         ({"batch_size": 7}, "batch_size is 7"),
-        ({"probe_every": 0}, "probe_every is 0"),
-        ({"steps_per_chunk": 0}, "steps_per_chunk is 0"),
+        ({"probe_every": 0}, "probe_every=0; give a whole number"),
+        ({"steps_per_chunk": 0}, "steps_per_chunk=0; give a whole number"),
         ({"trainable": {"hidden": True}}, "trainable has the structure"),
         ({"trainable": {"hidden": False, "readout": False}}, "selects no weights"),
         ({"anchor": {"hidden": XS}}, "anchor has the structure"),
@@ -413,8 +413,6 @@ def test_probes_and_records_that_cannot_be_kept_are_refused(options, words):
 
 
 def test_arguments_of_another_kind_are_refused_where_no_hook_checks_them():
-    with pytest.raises(ValueError, match=r"num_steps is 6\.0; give a positive whole number"):
-        fit_module._check_count("num_steps", 6.0)
     with pytest.raises(ValueError, match="ys is a list; give an array"):
         fit_module._check_array("ys", [1.0])
     with pytest.raises(ValueError, match="targets are float32 and inputs float64"):
