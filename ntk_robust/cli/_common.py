@@ -1,7 +1,10 @@
 """What several commands do: seeds into keys, data into arrays, verdicts into exit codes."""
 
 import dataclasses
+import inspect
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +16,7 @@ from ntk_robust._core import provenance
 from ntk_robust.cli._arguments import Train
 from ntk_robust.data import Dataset, load_dataset, subset
 from ntk_robust.models import AbstractActivation, Convolutional, Erf, FullyConnected, Gelu, Relu, Softplus, Tanh
+from ntk_robust.studies import Study
 from ntk_robust.theory import Verdict
 
 EXIT_CODES = {Verdict.SUPPORTED: 0, Verdict.VIOLATED: 1, Verdict.INCONCLUSIVE: 3, Verdict.NOT_APPLICABLE: 3}
@@ -50,6 +54,14 @@ def examples(command: Any) -> Dataset:
         dtype=np.dtype(command.dtype),
     )
     return subset(dataset, command.num_train, command.num_test, key=named_key(command.seed, "examples"))
+
+
+def run_study(study: Callable[..., Study], name: str, folder: Path, **arguments: Any) -> Study:
+    """What a study found; one that trains keeps the histories of its runs beside the report in `folder`."""
+    if "histories" not in inspect.signature(study).parameters:
+        return study(**arguments)
+    place = Path("histories") / name
+    return dataclasses.replace(study(**arguments, histories=folder / place), histories=place.as_posix())
 
 
 def activation(name: str) -> AbstractActivation:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ntk_robust.cli._arguments import Reproduce
-from ntk_robust.cli._common import EXIT_CODES, named_key, run_record
+from ntk_robust.cli._common import EXIT_CODES, named_key, run_record, run_study
 from ntk_robust.cli._progress import Display, display
 from ntk_robust.cli._terminal import say
 from ntk_robust.data import load_dataset
@@ -75,7 +75,8 @@ def _study_parts(command: Reproduce, finished: list[Study]) -> list[_Part]:
         key = named_key(command.seed, study.__name__)
 
         def run(progress: Display) -> Study:
-            return study(dataset, size=command.profile, key=key, progress=progress)
+            settings = {"dataset": dataset, "size": command.profile, "key": key, "progress": progress}
+            return run_study(study, study.__name__, command.out, **settings)
 
         return _Part(study.__name__, run, finished)
 

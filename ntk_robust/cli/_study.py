@@ -7,7 +7,7 @@ import numpy as np
 
 from ntk_robust import studies
 from ntk_robust.cli._arguments import Study
-from ntk_robust.cli._common import named_key, run_record
+from ntk_robust.cli._common import named_key, run_record, run_study
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say
 from ntk_robust.data import load_dataset
@@ -54,7 +54,8 @@ def study(command: Study) -> int:
     try:
         with display() as progress, progress.task("studies", len(chosen)) as task:
             for done, (name, key) in enumerate(zip(chosen, keys, strict=True), start=1):
-                finished.append(STUDIES[name](dataset, size=command.profile, key=key, progress=progress))
+                settings = {"dataset": dataset, "size": command.profile, "key": key, "progress": progress}
+                finished.append(run_study(STUDIES[name], name, folder, **settings))
                 run = {**provenance, "seconds": round(time.monotonic() - started, 1)}
                 write_report(
                     folder, studies=finished, run=run, pending=chosen[done:], title=f"Studies on {command.data}"

@@ -101,8 +101,15 @@ def _study(study: Mapping[str, Any]) -> str:
         + _paragraphs(study["text"])
         + _figures(study["figures"], f"study-{study['name']}")
         + _tables(study["tables"])
+        + _histories(study.get("histories"))
         + "</article>"
     )
+
+
+def _histories(folder: str | None) -> str:
+    if folder is None:
+        return ""
+    return f'<p class="note">The history of every run, with its arguments, is in <code>{_text(folder)}</code>.</p>'
 
 
 def _check(check: Mapping[str, Any]) -> str:

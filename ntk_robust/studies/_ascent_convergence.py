@@ -1,5 +1,6 @@
 """How fast projected gradient ascent finds a maximum, at initialization and during adversarial training."""
 
+import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -23,9 +24,9 @@ from ntk_robust.landscape import (
     two_layer_of,
 )
 from ntk_robust.losses import Squared
-from ntk_robust.studies._study import Study
+from ntk_robust.studies._study import Study, history_folder, kept_in
 from ntk_robust.studies._two_classes import network, two_classes
-from ntk_robust.training import at_rate, fit
+from ntk_robust.training import at_rate, fit, save_history
 
 
 class _Size(NamedTuple):
@@ -52,6 +53,7 @@ def ascent_convergence(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -64,6 +66,7 @@ def ascent_convergence(
     Args:
         dataset: Integer-labelled images with the classes 3 and 8.
         size: "quick" takes a minute on small images.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of the network, the attack and the choice of examples.
 
@@ -86,26 +89,30 @@ def ascent_convergence(
     with (progress or SilentProgress()).task("ascent convergence", sizes.num_stages) as task:
         for stage in range(sizes.num_stages):
             if stage:
-                params = fit(
-                    model.apply,
-                    params,
-                    data.x_train,
-                    data.y_train,
-                    loss=Squared(),
-                    attack=_ATTACK,
-                    perturbations=L2Ball(epsilon),
-                    optimizer=at_rate(_OPTIMIZER, _RATE),
-                    num_steps=sizes.steps_per_stage,
-                    trainable=model.trainable_mask(params),
-                    throw=True,
-                    key=jr.fold_in(fit_key, stage),
-                ).params
+                arguments = {
+                    "apply_fn": model.apply,
+                    "params": params,
+                    "xs": data.x_train,
+                    "ys": data.y_train,
+                    "loss": Squared(),
+                    "attack": _ATTACK,
+                    "perturbations": L2Ball(epsilon),
+                    "optimizer": at_rate(_OPTIMIZER, _RATE),
+                    "num_steps": sizes.steps_per_stage,
+                    "trainable": model.trainable_mask(params),
+                    "key": jr.fold_in(fit_key, stage),
+                }
+                result = fit(**arguments, throw=True)
+                params = result.params
+                history = history_folder(histories, f"stage{stage}")
+                if history is not None:
+                    save_history(history, result, arguments=arguments, about={"data": data.name})
             images, labels = data.x_train[: sizes.num_images], data.y_train[: sizes.num_images]
             net = two_layer_of(model, params)
             measured = _measure(net, images, labels, jnp.asarray(epsilon, images.dtype), sizes.num_steps)
             stages[stage * sizes.steps_per_stage] = _Measured(*(np.asarray(part, np.float64) for part in measured))
             task.advance(1)
-    return _write_up(data, sizes, stages)
+    return kept_in(histories, _write_up(data, sizes, stages))
 
 
 class _Measured(NamedTuple):

@@ -1,5 +1,6 @@
 """Runs compared along one setting, with natural and adversarial training side by side."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from ntk_robust._core import AbstractProgress, Figure, SilentProgress, Table
 from ntk_robust.attacks import AbstractAttack
 from ntk_robust.data import Dataset, subset
 from ntk_robust.studies._runs import MODES, Measured, Run, banded, by_name
+from ntk_robust.studies._study import history_folder
 
 LABELS = {
     "displacement": "displacement ‖W − W₀‖ (weight units)",
@@ -53,12 +55,14 @@ class Comparison(NamedTuple):
         size: How much of everything.
         dataset: Name of the data.
         measured: Per mode and value, one run per seed.
+        histories: Folder with the history of every run, None where none was kept.
     """
 
     setting: str
     size: Size
     dataset: str
     measured: dict[str, list[list[Measured]]]
+    histories: str | None
 
     @classmethod
     def of(
@@ -70,6 +74,7 @@ class Comparison(NamedTuple):
         field: str,
         setting: str,
         title: str,
+        histories: str | os.PathLike[str] | None,
         progress: AbstractProgress | None,
         key: Key[Array, ""],
         modes: Mapping[str, AbstractAttack] = MODES,
@@ -77,7 +82,8 @@ class Comparison(NamedTuple):
     ) -> "Comparison":
         """Every run of the size called `chosen`; `field` is the attribute of `Run` that is set to the values.
 
-        The kernel is measured `num_probings` times after the start.
+        Histories go to folders of their own in `histories`. The kernel is measured `num_probings` times after the
+        start.
 
         Raises:
             ValueError: For an unknown size.
@@ -97,10 +103,11 @@ class Comparison(NamedTuple):
                     rows = []
                     for seed in range(size.num_seeds):
                         # Every value and all modes start from the same networks.
-                        rows.append(run.measure(jr.fold_in(run_key, seed)))
+                        history = history_folder(histories, mode, f"{field}{value:g}", f"seed{seed}")
+                        rows.append(run.measure(jr.fold_in(run_key, seed), history))
                         task.advance(1, adversarial_accuracy=rows[-1].numbers["adversarial_accuracy"])
                     measured[mode].append(rows)
-        return cls(setting, size, data.name, measured)
+        return cls(setting, size, data.name, measured, None if histories is None else os.fspath(histories))
 
     @property
     def values(self) -> list[float]:

@@ -1,5 +1,7 @@
 """Speed of adversarial training against the scale of the inputs, with radius and inputs scaled together."""
 
+import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from ntk_robust.attacks import PGD, L2Ball
 from ntk_robust.data import Dataset
 from ntk_robust.losses import Squared
 from ntk_robust.models import AbstractActivation, Softplus, Tanh
-from ntk_robust.studies._study import Study
+from ntk_robust.studies._study import Study, history_folder, kept_in
 from ntk_robust.studies._two_classes import network, two_classes
 from ntk_robust.training import at_rate, sweep
 
@@ -57,6 +59,7 @@ def input_scale(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -69,6 +72,7 @@ def input_scale(
     Args:
         dataset: Integer-labelled images with the classes 3 and 8.
         size: "quick" takes two minutes on small images.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks and of the choice of examples.
 
@@ -86,9 +90,9 @@ def input_scale(
     with (progress or SilentProgress()).task("input scale", len(_ACTIVATIONS)) as task:
         losses = {}
         for name, activation in _ACTIVATIONS.items():
-            losses[name] = _losses(data, sizes, activation, run_key)
+            losses[name] = _losses(data, sizes, activation, run_key, history_folder(histories, name))
             task.advance(1)
-    return _write_up(data, sizes, losses)
+    return kept_in(histories, _write_up(data, sizes, losses))
 
 
 class _Losses(NamedTuple):
@@ -99,7 +103,9 @@ class _Losses(NamedTuple):
     proportional: Float[np.ndarray, "seeds scales steps"]
 
 
-def _losses(data: Dataset, sizes: _Size, activation: AbstractActivation, key: Key[Array, ""]) -> _Losses:
+def _losses(
+    data: Dataset, sizes: _Size, activation: AbstractActivation, key: Key[Array, ""], folder: Path | None
+) -> _Losses:
     """All runs as one program, which a run that is not finite leaves alone."""
     model = network(data.input_dim, sizes.width, activation)
     dtype = data.x_train.dtype
@@ -122,7 +128,8 @@ def _losses(data: Dataset, sizes: _Size, activation: AbstractActivation, key: Ke
         for scale in sizes.scales
         for rate in (*(rate / scale**2 for rate in sizes.rates), _SAME_RATE)
     ]
-    histories = [np.asarray(result.history["surrogate_loss"], np.float64) for result in sweep(runs, vectorize=True)]
+    results = sweep(runs, vectorize=True, folder=folder)
+    histories = [np.asarray(result.history["surrogate_loss"], np.float64) for result in results]
     # A run that met numbers that are not finite stopped early.
     padded = [np.pad(found, (0, sizes.num_steps - len(found)), constant_values=np.inf) for found in histories]
     by_rate = np.stack(padded).reshape(sizes.num_seeds, len(sizes.scales), len(sizes.rates) + 1, -1)

@@ -1,5 +1,6 @@
 """From rich to lazy training by the scale of the output, naturally and adversarially."""
 
+import os
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ def lazy_training(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -33,6 +35,7 @@ def lazy_training(
     Args:
         dataset: Integer-labelled images.
         size: "quick" takes two minutes on small images.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 
@@ -50,6 +53,7 @@ def lazy_training(
         field="output_scale",
         setting="output scale α",
         title="lazy training",
+        histories=histories,
         progress=progress,
         key=key,
         num_probings=20,
@@ -75,6 +79,7 @@ def lazy_training(
             ),
         ),
         tables=(compared.table((*names, "natural_accuracy", "adversarial_accuracy")), exits),
+        histories=compared.histories,
     )
 
 

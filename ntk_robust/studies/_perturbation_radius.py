@@ -1,5 +1,6 @@
 """What the radius of the perturbations does to the movement of weights and kernel."""
 
+import os
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ def perturbation_radius(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -29,6 +31,7 @@ def perturbation_radius(
     Args:
         dataset: Integer-labelled images.
         size: "quick" takes two minutes on small images.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 
@@ -46,6 +49,7 @@ def perturbation_radius(
         field="epsilon",
         setting="l∞ radius ε (units of the pixels)",
         title="perturbation radius",
+        histories=histories,
         progress=progress,
         key=key,
         modes={"adversarial": ATTACK},
@@ -70,6 +74,7 @@ def perturbation_radius(
             ),
         ),
         tables=(compared.table((*names, "natural_accuracy", "adversarial_accuracy")),),
+        histories=compared.histories,
     )
 
 

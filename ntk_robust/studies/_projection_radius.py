@@ -1,5 +1,6 @@
 """Whether the projection of Gao et al. binds, and what it costs."""
 
+import os
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ def projection_radius(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -29,6 +31,7 @@ def projection_radius(
     Args:
         dataset: Integer-labelled images.
         size: "quick" takes two minutes on small images.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 
@@ -46,6 +49,7 @@ def projection_radius(
         field="weight_radius",
         setting="radius r of each layer's ball (weight units)",
         title="projection radius",
+        histories=histories,
         progress=progress,
         key=key,
     )
@@ -69,6 +73,7 @@ def projection_radius(
             ),
         ),
         tables=(compared.table((*names, "natural_accuracy", "adversarial_accuracy")),),
+        histories=compared.histories,
     )
 
 

@@ -1,6 +1,8 @@
 """Robust overfitting: adversarial training past its best test accuracy, with early stopping and weight averaging."""
 
 import itertools
+import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -16,8 +18,8 @@ from ntk_robust.attacks import PGD, Box, LinfBall
 from ntk_robust.data import Dataset, subset
 from ntk_robust.losses import CrossEntropy
 from ntk_robust.models import FullyConnected
-from ntk_robust.studies._study import Study
-from ntk_robust.training import AdversarialProbe, AttackedPoints, NaturalProbe, TrainingResult, fit
+from ntk_robust.studies._study import Study, history_folder, kept_in
+from ntk_robust.training import AdversarialProbe, AttackedPoints, NaturalProbe, TrainingResult, fit, save_history
 
 
 class _Size(NamedTuple):
@@ -72,6 +74,7 @@ def robust_overfitting(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -87,6 +90,7 @@ def robust_overfitting(
     Args:
         dataset: Integer-labelled images.
         size: "quick" takes two to four minutes.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks, batches and the choice of examples.
 
@@ -109,8 +113,9 @@ def robust_overfitting(
         for noise, rows in runs.items():
             noisy = _with_noise(data, noise, jr.fold_in(data_key, 1))
             for seed in range(sizes.num_seeds):
-                rows.append(_curves(noisy, sizes, epsilon, jr.fold_in(run_key, seed), task))
-    return _write_up(data, sizes, epsilon, runs)
+                history = history_folder(histories, f"noise{noise:g}", f"seed{seed}")
+                rows.append(_curves(noisy, sizes, epsilon, key=jr.fold_in(run_key, seed), task=task, history=history))
+    return kept_in(histories, _write_up(data, sizes, epsilon, runs))
 
 
 def _with_noise(data: Dataset, noise: float, key: Key[Array, ""]) -> Dataset:
@@ -122,7 +127,9 @@ def _with_noise(data: Dataset, noise: float, key: Key[Array, ""]) -> Dataset:
     return eqx.tree_at(lambda d: d.y_train, data, jnp.asarray(labels, data.y_train.dtype))
 
 
-def _curves(data: Dataset, sizes: _Size, epsilon: float, key: Key[Array, ""], task: Any) -> _Curves:
+def _curves(
+    data: Dataset, sizes: _Size, epsilon: float, *, key: Key[Array, ""], task: Any, history: Path | None
+) -> _Curves:
     init_key, fit_key, attack_key = jr.split(key, 3)
     network = FullyConnected(data.input_dim, sizes.width, 2, data.num_classes, parameterization="standard", b_std=0.1)
     ball, loss = LinfBall(epsilon, box=Box(*data.box)), CrossEntropy()
@@ -159,22 +166,24 @@ def _curves(data: Dataset, sizes: _Size, epsilon: float, key: Key[Array, ""], ta
         rows.append({name: float(value) for name, value in found.items()} | {"steps": float(result.num_steps)})
         task.advance(1, adversarial_accuracy=rows[-1]["test_adversarial_accuracy"])
 
-    fit(
-        network.apply,
-        network.init(key=init_key, dtype=data.x_train.dtype),
-        data.x_train,
-        data.y_train,
-        loss=loss,
-        attack=_TRAINING_ATTACK,
-        perturbations=ball,
-        optimizer=_OPTIMIZER,
-        num_steps=sizes.num_steps,
-        batch_size=min(_BATCH, sizes.num_train),
-        steps_per_chunk=max(1, sizes.num_steps // sizes.num_probings),
-        callback=watch,
-        throw=True,
-        key=fit_key,
-    )
+    arguments = {
+        "apply_fn": network.apply,
+        "params": network.init(key=init_key, dtype=data.x_train.dtype),
+        "xs": data.x_train,
+        "ys": data.y_train,
+        "loss": loss,
+        "attack": _TRAINING_ATTACK,
+        "perturbations": ball,
+        "optimizer": _OPTIMIZER,
+        "num_steps": sizes.num_steps,
+        "batch_size": min(_BATCH, sizes.num_train),
+        "key": fit_key,
+    }
+    every = max(1, sizes.num_steps // sizes.num_probings)
+    result = fit(**arguments, steps_per_chunk=every, callback=watch, throw=True)
+    if history is not None:
+        # What the callback measured, weights' averages too, stands beside what the program recorded.
+        save_history(history, result, arguments=arguments, about={"data": data.name, "measured": rows})
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     return _Curves(
         columns["steps"],

@@ -1,6 +1,7 @@
 """One run of training and what is measured of it, for the studies that compare many."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from ntk_robust.training import (
     LinearizationProbe,
     at_rate,
     fit,
+    save_history,
 )
 
 LEARNING_RATE = 0.3
@@ -82,8 +84,10 @@ class Run(NamedTuple):
     num_probings: int = 1
     tangent: bool = True
 
-    def measure(self, key: Key[Array, ""]) -> Measured:
+    def measure(self, key: Key[Array, ""], history: Path | None = None) -> Measured:
         """Trains a network from the initialization that the key gives, and evaluates it on the test examples.
+
+        Its history goes to the folder `history`, None for nowhere.
 
         Raises:
             FloatingPointError: If the run meets numbers that are not finite.
@@ -104,22 +108,22 @@ class Run(NamedTuple):
         }
         if self.tangent:
             probes["tangent"] = LinearizationProbe(network.apply, params_0, data.x_test)
-        result = fit(
-            trained,
-            params_0,
-            data.x_train,
-            data.y_train,
-            loss=CrossEntropy(),
-            attack=self.training_attack,
-            perturbations=perturbations,
-            optimizer=at_rate(_OPTIMIZER, LEARNING_RATE / scale**2),
-            num_steps=self.num_steps,
-            constraint=None if self.weight_radius is None else LayerwiseFrobeniusBall(self.weight_radius),
-            probes=probes,
-            probe_every=max(1, self.num_steps // self.num_probings),
-            throw=True,
-            key=fit_key,
-        )
+        arguments = {
+            "apply_fn": trained,
+            "params": params_0,
+            "xs": data.x_train,
+            "ys": data.y_train,
+            "loss": CrossEntropy(),
+            "attack": self.training_attack,
+            "perturbations": perturbations,
+            "optimizer": at_rate(_OPTIMIZER, LEARNING_RATE / scale**2),
+            "num_steps": self.num_steps,
+            "constraint": None if self.weight_radius is None else LayerwiseFrobeniusBall(self.weight_radius),
+            "probes": probes,
+            "probe_every": max(1, self.num_steps // self.num_probings),
+            "key": fit_key,
+        }
+        result = fit(**arguments, throw=True)
         evaluation = evaluate(
             trained,
             result.params,
@@ -142,8 +146,12 @@ class Run(NamedTuple):
         }
         if self.tangent:
             numbers["linearization_error"] = result.probes["tangent"]["relative_linearization_error"][-1]
+        numbers = {name: float(value) for name, value in numbers.items()}
+        if history is not None:
+            about = {"data": data.name, "width": self.width, "num_hidden_layers": DEPTH, "numbers": numbers}
+            save_history(history, result, arguments=arguments, about=about)
         return Measured(
-            {name: float(value) for name, value in numbers.items()},
+            numbers,
             np.asarray(result.probe_steps),
             np.asarray(result.probes["kernel"]["kernel_drift"]),
         )

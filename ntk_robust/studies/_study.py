@@ -1,7 +1,10 @@
 """The record of a study."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from ntk_robust._core import Figure, Scalar, SlopeFit, Table
 
@@ -16,6 +19,7 @@ class Study:
         text: What was done and what the numbers say, in sentences.
         figures: What to draw.
         tables: What to tabulate.
+        histories: Folder that holds the history of every run of training, None where none was kept.
     """
 
     name: str
@@ -23,6 +27,17 @@ class Study:
     text: str
     figures: Sequence[Figure]
     tables: Sequence[Table]
+    histories: str | None = None
+
+
+def history_folder(histories: str | os.PathLike[str] | None, *names: Any) -> Path | None:
+    """Where the history of one run goes, called after its settings: "adversarial_width64_seed0"."""
+    return None if histories is None else Path(histories) / "_".join(str(name) for name in names)
+
+
+def kept_in(histories: str | os.PathLike[str] | None, study: Study) -> Study:
+    """The study with the name of the folder of its histories."""
+    return study if histories is None else dataclasses.replace(study, histories=os.fspath(histories))
 
 
 SLOPE_COLUMNS = ("quantity", "setting", "slope", "lower", "upper", "expected", "largest departure from the line")

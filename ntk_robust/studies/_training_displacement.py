@@ -1,5 +1,6 @@
 """How far training moves weights and kernel, naturally and adversarially, against width."""
 
+import os
 from typing import Literal, NamedTuple
 
 import jax.random as jr
@@ -9,7 +10,7 @@ from jaxtyping import Array, Key
 from ntk_robust._core import AbstractProgress, Figure, Series, SilentProgress, SlopeFit, Table, slope_fit
 from ntk_robust.data import Dataset, subset
 from ntk_robust.studies._runs import EPSILON, MODES, PROCEDURE, Run, banded, by_name
-from ntk_robust.studies._study import SLOPE_COLUMNS, Study, slope_row
+from ntk_robust.studies._study import SLOPE_COLUMNS, Study, history_folder, kept_in, slope_row
 
 
 class _Size(NamedTuple):
@@ -43,6 +44,7 @@ def training_displacement(
     dataset: Dataset,
     *,
     size: Literal["quick", "full"] = "quick",
+    histories: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
     key: Key[Array, ""],
 ) -> Study:
@@ -55,6 +57,7 @@ def training_displacement(
     Args:
         dataset: Integer-labelled images.
         size: "quick" ends within two minutes on two cores.
+        histories: Folder for the history of every run of training, with its arguments; None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
         key: Randomness of networks, attacks and the choice of examples.
 
@@ -80,13 +83,14 @@ def training_displacement(
                 for seed in range(sizes.num_seeds):
                     # Both kinds of training start from the same networks.
                     run = Run(data, width, sizes.num_steps, sizes.num_kernel, attack, tangent=False)
-                    rows.append(run.measure(jr.fold_in(jr.fold_in(run_key, width), seed)))
+                    history = history_folder(histories, mode, f"width{width}", f"seed{seed}")
+                    rows.append(run.measure(jr.fold_in(jr.fold_in(run_key, width), seed), history))
                     accuracy = rows[-1].numbers["adversarial_accuracy"]
                     task.advance(1, width=float(width), adversarial_accuracy=accuracy)
                 found = by_name(rows)
                 for name in names:
                     arrays[mode][name][:, column] = found[name]
-    return _write_up(data, sizes, arrays)
+    return kept_in(histories, _write_up(data, sizes, arrays))
 
 
 def _write_up(data: Dataset, sizes: _Size, measured: dict[str, dict[str, np.ndarray]]) -> Study:

@@ -2,6 +2,7 @@
 
 from ntk_robust._core import SlopeFit, slope_fit
 from ntk_robust.training._awp import WeightPerturbed
+from ntk_robust.training._certified_probe import CertifiedProbe
 from ntk_robust.training._checkpoints import Checkpoints
 from ntk_robust.training._displacement import Displacement, parameter_displacement
 from ntk_robust.training._fit import TrainingResult, fit, running_minimum
@@ -18,10 +19,12 @@ from ntk_robust.training._methods import (
     Gradient,
     Problem,
 )
+from ntk_robust.training._phases import join_runs
 from ntk_robust.training._points import AttackedPoints
 from ntk_robust.training._probes import (
     AdversarialProbe,
     AttackedKernelDriftProbe,
+    AttackedKernelSpectrumProbe,
     BoundaryProbe,
     DisplacementProbe,
     FlippedPatternsProbe,
@@ -43,10 +46,12 @@ __all__ = [
     "Adversarial",
     "AdversarialProbe",
     "AttackedKernelDriftProbe",
+    "AttackedKernelSpectrumProbe",
     "AttackedPoints",
     "Batch",
     "BoundaryProbe",
     "Centered",
+    "CertifiedProbe",
     "Checkpoints",
     "Displacement",
     "DisplacementProbe",
@@ -74,6 +79,7 @@ __all__ = [
     "WeightPerturbed",
     "at_rate",
     "fit",
+    "join_runs",
     "load_history",
     "parameter_displacement",
     "record_trajectory",

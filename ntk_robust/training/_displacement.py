@@ -1,6 +1,7 @@
 """How far weights moved."""
 
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -53,6 +54,31 @@ def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTre
     Raises:
         ValueError: If the two trees differ in structure or shapes, or the mask does not fit.
     """
+    before = layers(eqx.filter(params_0, trainable_mask(params, trainable)))
+    return displacement_over(params, params_0, layer_norms(before), trainable=trainable)
+
+
+class LayerNorms(NamedTuple):
+    """Three norms of every layer."""
+
+    frobenius: Float[Array, " layers"]
+    spectral: Float[Array, " layers"]
+    two_infinity: Float[Array, " layers"]
+
+
+def layer_norms(arrays: list[Float[Array, "..."]]) -> LayerNorms:
+    """The norms of each array of weights, as a matrix with one row per neuron."""
+    return LayerNorms(
+        frobenius=jnp.stack([jnp.linalg.norm(layer.ravel()) for layer in arrays]),
+        spectral=jnp.stack([_spectral_norm(rows(layer)) for layer in arrays]),
+        two_infinity=jnp.stack([jnp.max(row_norms(layer)) for layer in arrays]),
+    )
+
+
+def displacement_over(
+    params: PyTree, params_0: PyTree, initial: LayerNorms, *, trainable: PyTree[bool] | None
+) -> Displacement:
+    """`parameter_displacement` with the norms of `params_0` given, which a run needs only once."""
     mask = trainable_mask(params, trainable)
     params, params_0 = eqx.filter(params, mask), eqx.filter(params_0, mask)
     names, now, before = layer_names(params), layers(params), layers(params_0)
@@ -61,26 +87,18 @@ def parameter_displacement(params: PyTree, params_0: PyTree, *, trainable: PyTre
             [(n, a.shape) for n, a in zip(layer_names(p), layers(p), strict=True)] for p in (params, params_0)
         )
         raise ValueError(f"weights {shapes} cannot be compared with {shapes_0}; give two trees of one network")
-    deltas = [a - b for a, b in zip(now, before, strict=True)]
-    frobenius = jnp.stack([jnp.linalg.norm(delta.ravel()) for delta in deltas])
-    initial = jnp.stack([jnp.linalg.norm(b.ravel()) for b in before])
-    total = jnp.linalg.norm(frobenius)
-    spectral, initial_spectral = (
-        jnp.stack([_spectral_norm(rows(m)) for m in matrices]) for matrices in (deltas, before)
-    )
-    two_infinity, initial_two_infinity = (
-        jnp.stack([jnp.max(row_norms(m)) for m in matrices]) for matrices in (deltas, before)
-    )
+    moved = layer_norms([a - b for a, b in zip(now, before, strict=True)])
+    total = jnp.linalg.norm(moved.frobenius)
     return Displacement(
         layers=names,
-        frobenius=frobenius,
-        spectral=spectral,
-        two_infinity=two_infinity,
-        relative=frobenius / initial,
-        relative_spectral=spectral / initial_spectral,
-        relative_two_infinity=two_infinity / initial_two_infinity,
+        frobenius=moved.frobenius,
+        spectral=moved.spectral,
+        two_infinity=moved.two_infinity,
+        relative=moved.frobenius / initial.frobenius,
+        relative_spectral=moved.spectral / initial.spectral,
+        relative_two_infinity=moved.two_infinity / initial.two_infinity,
         total=total,
-        total_relative=total / jnp.linalg.norm(initial),
+        total_relative=total / jnp.linalg.norm(initial.frobenius),
     )
 
 

@@ -103,7 +103,7 @@ def _object_parts(value: Any) -> Iterable[Any]:
         case types.CodeType():
             return [value.co_code, value.co_names, value.co_varnames, value.co_consts]
         case types.FunctionType():
-            cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            cells = [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
             read = _globals_read(value) if _is_own(value.__code__.co_filename) else {}
             return [
                 value.__module__,
@@ -187,7 +187,7 @@ def _is_own(file: str) -> bool:
     return not (file.startswith(("<frozen", *libraries)) or "site-packages" in parts or "dist-packages" in parts)
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:

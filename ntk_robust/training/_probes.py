@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Num, PyTree
 
 from ntk_robust.kernels import effective_rank, eigenspace_overlap, kernel_angle, kernel_drift, top_mass
 from ntk_robust.losses import Margin
-from ntk_robust.training._displacement import parameter_displacement
-from ntk_robust.training._layers import trainable_mask
+from ntk_robust.training._displacement import LayerNorms, displacement_over, layer_norms
+from ntk_robust.training._layers import layers, trainable_mask
 from ntk_robust.training._linearized import Linearized
 from ntk_robust.training._points import AttackedPoints
 from ntk_robust.training._weight_sets import AbstractWeightSet
@@ -27,15 +27,21 @@ class DisplacementProbe(eqx.Module):
         params_0: Where movement is counted from.
         trainable: Mask of the layers that count (plain bools), None for all.
         width: $m$ of the theory radius $\sqrt m \|W^{(h)} - W_0^{(h)}\|_F$; None leaves it out.
+        initial: Norms of $W_0$, computed once: those of a wide layer cost more than a step.
     """
 
     params_0: PyTree
-    trainable: PyTree[bool] | None = None
-    width: int | None = eqx.field(default=None, static=True)
+    trainable: PyTree[bool] | None
+    width: int | None = eqx.field(static=True)
+    initial: LayerNorms
+
+    def __init__(self, params_0: PyTree, trainable: PyTree[bool] | None = None, width: int | None = None) -> None:
+        self.params_0, self.trainable, self.width = params_0, trainable, width
+        self.initial = _norms(layers(eqx.filter(self.params_0, trainable_mask(self.params_0, self.trainable))))
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Displacement of `params`."""
-        moved = parameter_displacement(params, self.params_0, trainable=self.trainable)
+        moved = displacement_over(params, self.params_0, self.initial, trainable=self.trainable)
         return {
             "frobenius": moved.frobenius,
             "spectral": moved.spectral,
@@ -195,7 +201,8 @@ class KernelSpectrumProbe(eqx.Module):
     eigen-decomposition.
 
     Attributes:
-        kernel_fn: weights -> kernel matrix on the caller's points.
+        kernel_fn: weights -> kernel matrix on the caller's points. On points that move with the weights see
+            `AttackedKernelSpectrumProbe`.
         gram_0: The reference, usually `kernel_fn(params_0)`.
         num_leading: How many eigenvalues lead.
     """
@@ -205,19 +212,37 @@ class KernelSpectrumProbe(eqx.Module):
     num_leading: int = eqx.field(default=10, static=True)
 
     def __check_init__(self) -> None:
-        if not 1 <= self.num_leading <= len(self.gram_0):
-            raise ValueError(
-                f"num_leading is {self.num_leading} for {len(self.gram_0)} points; give a number from 1 to that"
-            )
+        _check_leading(self.num_leading, len(self.gram_0))
 
     def __call__(self, params: PyTree) -> dict[str, Array]:
         """Spectrum at `params`."""
-        gram = self.kernel_fn(params)
-        return {
-            "leading_eigenvalues": jnp.linalg.eigvalsh(gram)[::-1][: self.num_leading],
-            "top_mass": top_mass(gram, self.num_leading),
-            "eigenspace_overlap": jnp.mean(eigenspace_overlap(gram, self.gram_0, self.num_leading) ** 2),
-        }
+        return _spectrum(self.kernel_fn(params), self.gram_0, self.num_leading)
+
+
+class AttackedKernelSpectrumProbe(eqx.Module):
+    r"""`KernelSpectrumProbe` where an attack on the current weights ends, both kernels at the same points.
+
+    Costs the attack, two kernel matrices and two eigen-decompositions; see `AttackedKernelDriftProbe`.
+
+    Attributes:
+        kernel_fn: (weights, points) -> kernel matrix.
+        params_0: $W_0$.
+        points: Examples and the attack on them.
+        num_leading: How many eigenvalues lead.
+    """
+
+    kernel_fn: Callable[[PyTree, Array], Float[Array, "n n"]]
+    params_0: PyTree
+    points: AttackedPoints
+    num_leading: int = eqx.field(default=10, static=True)
+
+    def __check_init__(self) -> None:
+        _check_leading(self.num_leading, len(self.points.xs))
+
+    def __call__(self, params: PyTree) -> dict[str, Array]:
+        """Spectrum at `params`."""
+        xs = self.points(params)
+        return _spectrum(self.kernel_fn(params, xs), self.kernel_fn(self.params_0, xs), self.num_leading)
 
 
 class FlippedPatternsProbe(eqx.Module):
@@ -243,6 +268,9 @@ class FlippedPatternsProbe(eqx.Module):
         return {"flipped_patterns": jnp.stack([jnp.mean(now != before, dtype=self.xs.dtype) for now, before in pairs])}
 
 
+_norms = jax.jit(layer_norms)
+
+
 def _kernel_change(gram: Float[Array, "n n"], gram_0: Float[Array, "n n"]) -> dict[str, Array]:
     return {
         "kernel_drift": kernel_drift(gram, gram_0),
@@ -250,6 +278,19 @@ def _kernel_change(gram: Float[Array, "n n"], gram_0: Float[Array, "n n"]) -> di
         "kernel_angle": kernel_angle(gram, gram_0),
         "centered_kernel_angle": kernel_angle(gram, gram_0, centered=True),
         "effective_rank": effective_rank(gram),
+    }
+
+
+def _check_leading(num_leading: int, num_points: int) -> None:
+    if not 1 <= num_leading <= num_points:
+        raise ValueError(f"num_leading is {num_leading} for {num_points} points; give a number from 1 to that")
+
+
+def _spectrum(gram: Float[Array, "n n"], gram_0: Float[Array, "n n"], num_leading: int) -> dict[str, Array]:
+    return {
+        "leading_eigenvalues": jnp.linalg.eigvalsh(gram)[::-1][:num_leading],
+        "top_mass": top_mass(gram, num_leading),
+        "eigenspace_overlap": jnp.mean(eigenspace_overlap(gram, gram_0, num_leading) ** 2),
     }
 
 

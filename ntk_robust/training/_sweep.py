@@ -1,8 +1,10 @@
 """Several runs at once."""
 
 import inspect
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -13,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ntk_robust._core import AbstractProgress, SilentProgress
 from ntk_robust.training._fit import TrainingResult, finish, prepare
+from ntk_robust.training._history import save_history
 from ntk_robust.training._loop import Carry, Program, advance, advance_together, start, start_together
 from ntk_robust.training._static import split
 
@@ -23,6 +26,7 @@ def sweep(
     runs: Sequence[Mapping[str, Any]],
     *,
     vectorize: bool | Literal["measured"] | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: AbstractProgress | None = None,
 ) -> list[TrainingResult]:
     """The results of many runs, in their order; runs that differ in numbers alone share one compiled program.
@@ -37,6 +41,8 @@ def sweep(
             the device: in turn on a CPU, where a large network has nothing to gain, together elsewhere. "measured"
             tries both for twenty steps and takes the faster one, which costs compiling both; another sweep may then
             choose otherwise. It changes rounding, not meaning.
+        folder: Where to write the history of every run with its arguments, by `save_history`, as soon as it is there:
+            run_00, run_01, ... in the order of `runs`, with as many digits as the last one has. None for nowhere.
         progress: Where to report, an `AbstractProgress`; None is silence.
 
     Returns:
@@ -44,6 +50,7 @@ def sweep(
 
     Raises:
         ValueError: As `fit`, for names that `fit` does not take, and for another `vectorize`.
+        OSError: If a history could not be written.
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax
@@ -80,6 +87,8 @@ def sweep(
                 carries = [jax.tree.map(lambda leaf, row=row: leaf[row], stacked) for row in range(len(group))]
             for i, program, carry in zip(group, programs, carries, strict=True):
                 results[i] = finish(program, carry, runs[i]["params"])
+                if folder is not None:
+                    save_history(Path(folder) / f"run_{i:0{len(str(len(runs) - 1))}}", results[i], arguments=runs[i])
             task.advance(len(group))
     return [results[i] for i in range(len(runs))]
 

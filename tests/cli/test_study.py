@@ -1,5 +1,6 @@
 """The command `study`: what it selects, what it writes, and what an interruption leaves."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -32,6 +33,29 @@ def test_every_study_of_the_library_is_offered(capsys) -> None:
     assert sorted(offered) == sorted(name for name in studies.__all__ if name != "Study")
     assert main(["study", "per", "lazy", "--list"]) == 0
     assert capsys.readouterr().out.split() == ["lazy_training", "perturbation_radius"]
+
+
+def test_studies_that_train_keep_their_histories_beside_the_report_and_name_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trains(dataset, *, size, histories, key, progress):
+        (Path(histories) / "run").mkdir(parents=True)
+        return studies.Study("trains", "Trains", "", (), (), str(histories))
+
+    def reads(dataset, *, size, key, progress):
+        return studies.Study("reads", "Reads", "", (), ())
+
+    monkeypatch.setattr(_study, "STUDIES", {"trains": trains, "reads": reads})
+    assert main(["study", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["studies"]
+    assert [entry["histories"] for entry in found] == ["histories/trains", None]
+    assert (tmp_path / found[0]["histories"] / "run").is_dir()  # the folder may be moved with the report
+    assert (tmp_path / "index.html").read_text().count("histories/trains") == 1
+
+
+def test_every_study_that_trains_offers_to_keep_histories() -> None:
+    offers = {name for name, study in _study.STUDIES.items() if "histories" in inspect.signature(study).parameters}
+    assert set(_study.STUDIES) - offers == {"kernel_convergence", "landscape_slices"}  # these train nothing
 
 
 def test_a_beginning_that_fits_no_study_is_misuse(capsys, tmp_path: Path) -> None:

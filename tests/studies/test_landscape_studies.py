@@ -16,6 +16,7 @@ from ntk_robust.studies import (
     input_scale,
     landscape_slices,
 )
+from ntk_robust.training import load_history
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def rows_of(table) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_ascents_reach_the_sphere_and_end_in_maxima_before_and_after_training(digits, monkeypatch):
+def test_ascents_reach_the_sphere_and_end_in_maxima_before_and_after_training(digits, monkeypatch, tmp_path):
     size = _ascent_convergence._Size(
         width=20, num_train=20, num_images=3, num_stages=2, steps_per_stage=10, num_steps=60
     )
     monkeypatch.setitem(_ascent_convergence._SIZES, "quick", size)
-    study = ascent_convergence(digits, key=jr.key(0))
+    study = ascent_convergence(digits, histories=tmp_path, key=jr.key(0))
     rows = rows_of(study.tables[0])
     assert [row["training steps"] for row in rows] == [0, 10]
     for row in rows:
@@ -47,14 +48,19 @@ def test_ascents_reach_the_sphere_and_end_in_maxima_before_and_after_training(di
     for series in figures["loss"].series:
         assert (np.diff(series.y) >= -1e-12).all()
         assert series.y[-1] == pytest.approx(1.0)
-    assert set(to_jsonable(study)) == {"name", "title", "text", "figures", "tables"}
+    assert set(to_jsonable(study)) == {"name", "title", "text", "figures", "tables", "histories"}
+    assert [path.name for path in tmp_path.iterdir()] == ["stage1"]
+    assert load_history(tmp_path / "stage1").summary["num_steps"] == 10
 
 
 @pytest.mark.slow
-def test_protocols_of_the_learning_rate_are_what_they_say(digits, monkeypatch):
+def test_protocols_of_the_learning_rate_are_what_they_say(digits, monkeypatch, tmp_path):
     size = _input_scale._Size(scales=(0.5, 2.0), rates=(0.25, 0.5), num_seeds=2, num_train=8, width=6, num_steps=4)
     monkeypatch.setitem(_input_scale._SIZES, "quick", size)
-    study = input_scale(digits, key=jr.key(0))
+    study = input_scale(digits, histories=tmp_path, key=jr.key(0))
+    assert len(list((tmp_path / "tanh").iterdir())) == 2 * 2 * 3
+    kept = load_history(tmp_path / "tanh" / "run_00")
+    assert kept.summary["arguments"]["optimizer"]["update"]["arguments"][0] == 0.25 / 0.5**2
     regimes, protocols = (rows_of(table) for table in study.tables)
     assert len(protocols) == 2 * 3 * 2
     assert len(regimes) == 2 * 3

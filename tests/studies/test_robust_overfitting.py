@@ -7,6 +7,7 @@ import pytest
 from ntk_robust._core import to_jsonable
 from ntk_robust.data import load_dataset, subset
 from ntk_robust.studies import _robust_overfitting, robust_overfitting
+from ntk_robust.training import load_history
 
 
 def test_noise_moves_the_asked_fraction_of_training_labels_and_no_test_label():
@@ -19,9 +20,11 @@ def test_noise_moves_the_asked_fraction_of_training_labels_and_no_test_label():
 
 
 @pytest.mark.slow
-def test_the_study_compares_the_three_rules_for_clean_and_noisy_labels(monkeypatch):
+def test_the_study_compares_the_three_rules_for_clean_and_noisy_labels(monkeypatch, tmp_path):
     monkeypatch.setitem(_robust_overfitting._SIZES, "quick", _robust_overfitting._Size(8, 2, 20, 20, 12, 3))
-    study = robust_overfitting(load_dataset("digits"), key=jr.key(0))
+    study = robust_overfitting(load_dataset("digits"), histories=tmp_path, key=jr.key(0))
+    kept = [load_history(tmp_path / f"noise{noise}_seed{seed}") for noise in ("0", "0.2") for seed in range(2)]
+    measured = [[row["test_adversarial_accuracy"] for row in each.summary["about"]["measured"]] for each in kept]
     rules, runs = study.tables
     assert [row[:2] for row in rules.rows] == [
         (noise, rule) for noise in (0.0, 0.2) for rule in _robust_overfitting._RULES
@@ -33,5 +36,7 @@ def test_the_study_compares_the_three_rules_for_clean_and_noisy_labels(monkeypat
     for row in by_name:
         assert row["steps"] in steps
         assert row["test adversarial accuracy"] <= row["test natural accuracy"]
+    last = [row["test adversarial accuracy"] for row in by_name if row["weights"] == "last"]
+    assert last == [rows[-1] for rows in measured]
     assert all(row["steps"] == 12.0 for row in by_name if row["weights"] != "early stopping")
     assert to_jsonable(study)["name"] == "robust_overfitting"

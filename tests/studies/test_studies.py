@@ -20,6 +20,7 @@ from ntk_robust.studies import (
     projection_radius,
     training_displacement,
 )
+from ntk_robust.training import load_history
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,21 @@ def test_kernel_convergence_reports_the_errors_of_explicit_jacobians(digits, mon
 
 
 @pytest.mark.slow
-def test_training_displacement_reports_both_kinds_of_training_at_every_width(digits, monkeypatch):
+def test_training_displacement_reports_both_kinds_of_training_at_every_width(digits, monkeypatch, tmp_path):
     size = _training_displacement._Size(
         widths=(4, 8), num_seeds=2, num_train=20, num_test=10, num_kernel=3, num_steps=3
     )
     monkeypatch.setitem(_training_displacement._SIZES, "quick", size)
-    study = training_displacement(digits, key=jr.key(0))
+    study = training_displacement(digits, histories=tmp_path, key=jr.key(0))
     runs = study.tables[1]
+    # Every number of the table can be traced back to the histories of its runs.
+    assert study.histories == str(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 8
+    for mode, width, displacement, *_ in runs.rows:
+        saved = [load_history(tmp_path / f"{mode}_width{width}_seed{seed}") for seed in range(2)]
+        assert np.mean([each.probes["movement"]["total"][-1] for each in saved]) == displacement
+        assert [each.summary["arguments"]["num_steps"] for each in saved] == [3, 3]
+        assert saved[0].summary["arguments"]["params"] != saved[1].summary["arguments"]["params"]
     assert [row[:2] for row in runs.rows] == [("natural", 4), ("natural", 8), ("adversarial", 4), ("adversarial", 8)]
     column = {name: np.array([row[i] for row in runs.rows]) for i, name in enumerate(runs.columns) if i > 1}
     assert (column["displacement"] > 0).all()
@@ -66,7 +75,7 @@ def test_training_displacement_reports_both_kinds_of_training_at_every_width(dig
     weights = np.array([64 * m + m * m + 10 * m for m in (4, 8, 4, 8)])
     np.testing.assert_allclose(column["displacement"] / column["relative displacement"], np.sqrt(weights), rtol=0.15)
     record = to_jsonable(study)
-    assert {"name", "title", "text", "figures", "tables"} == set(record)
+    assert {"name", "title", "text", "figures", "tables", "histories"} == set(record)
     assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) == 4
 
 
@@ -100,9 +109,15 @@ def test_large_output_scales_make_both_kinds_of_training_lazy(digits, monkeypatc
 
 
 @pytest.mark.slow
-def test_radius_zero_is_natural_training_and_larger_radii_cost_loss(digits, monkeypatch):
+def test_radius_zero_is_natural_training_and_larger_radii_cost_loss(digits, monkeypatch, tmp_path):
     monkeypatch.setitem(_perturbation_radius._SIZES, "quick", small((0.0, 0.3)))
-    found = columns(perturbation_radius(digits, key=jr.key(0)).tables[0])["adversarial"]
+    study = perturbation_radius(digits, histories=tmp_path, key=jr.key(0))
+    found = columns(study.tables[0])["adversarial"]
+    assert study.histories == str(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir())[::2] == [
+        "adversarial_epsilon0.3_seed0",
+        "adversarial_epsilon0_seed0",
+    ]
     assert found["natural accuracy"][0] == found["adversarial accuracy"][0]
     assert found["adversarial accuracy"][1] < found["natural accuracy"][1]
     assert found["surrogate loss"][0] < found["surrogate loss"][1]

@@ -1,5 +1,6 @@
 import errno
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import tensorstore
 
 from ntk_robust.attacks import FGSM, LinfBall
 from ntk_robust.losses import Squared
-from ntk_robust.training import DisplacementProbe, fit, load_history, save_history
+from ntk_robust.models import FullyConnected
+from ntk_robust.training import DisplacementProbe, at_rate, fit, load_history, save_history
 from ntk_robust.training import _history as module
+from ntk_robust.training._description import described
 
 XS, YS = jr.normal(jr.key(0), (6, 4)), jnp.sign(jr.normal(jr.key(1), (6,)))
 PARAMS = {"hidden": jr.normal(jr.key(2), (5, 4)), "readout": jr.normal(jr.key(3), (5,))}
@@ -53,6 +56,43 @@ def test_a_history_read_back_has_the_same_bits_and_says_what_made_it(result, tmp
     assert saved.summary["last"]["objective"] == float(result.history["objective"][-1])
 
 
+def test_the_arguments_of_a_run_are_kept_so_that_a_figure_can_be_traced_back(result, tmp_path):
+    arguments = {
+        "apply_fn": FullyConnected(4, 5, 1, "scalar").apply,
+        "xs": XS,
+        "loss": Squared(),
+        "perturbations": LinfBall(0.25),
+        "optimizer": at_rate(optax.sgd(0.5, momentum=0.75), jnp.asarray(0.125)),
+        "num_steps": np.int64(5),
+        "batch_size": None,
+        "probes": {"moved": DisplacementProbe(PARAMS)},
+        "record": lambda step: {},
+        "key": jr.key(4),
+    }
+    kept = load_history(save_history(tmp_path, result, arguments=arguments)).summary["arguments"]
+    assert list(kept) == list(arguments)
+    assert (kept["num_steps"], kept["batch_size"], kept["perturbations"]["epsilon"]) == (5, None, 0.25)
+    assert kept["apply_fn"]["of"]["width"] == 5
+    assert kept["loss"]["class"].endswith("Squared")
+    assert kept["key"]["words"] == jr.key_data(jr.key(4)).tolist()
+    assert kept["xs"].startswith("float64[6, 4] sha256 ")
+    # Another array of the same shape is told apart, and numbers inside a transformation are there.
+    assert described(XS) != described(-XS)
+    rates = json.dumps(kept["optimizer"])
+    assert all(number in rates for number in ("0.5", "0.75", "0.125"))
+
+
+def test_functions_that_enclose_themselves_or_nothing_yet_are_described():
+    def inner():
+        return inner, unset
+
+    found = described(inner)
+    assert found["function"].endswith("inner")
+    assert list(found["encloses"]) == ["inner"]
+    unset = 1
+    assert described(inner)["encloses"]["unset"] == unset
+
+
 def test_the_arrays_are_plain_zarr(result, tmp_path):
     save_history(tmp_path, result)
     # The format's own description: C order, little endian, and groups above the arrays.
@@ -79,6 +119,52 @@ def test_a_newer_history_replaces_an_older_one_and_a_full_disk_leaves_it(result,
     saved = load_history(tmp_path)
     assert saved.summary["about"] == {"which": "newer"}
     assert np.array_equal(saved.history["objective"], result.history["objective"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.zarr", "summary.json"]
+
+
+class KillError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_at_any_rename_leaves_one_whole_history(result, tmp_path, monkeypatch, renames):
+    save_history(tmp_path, result, about={"which": "older"})
+    rename, calls = Path.replace, []
+
+    def killed(path, target):
+        calls.append(path)
+        if len(calls) > renames:
+            raise KillError
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        # Nothing cleans up behind a process that is killed.
+        patch.setattr(module.shutil, "rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(KillError):
+            save_history(tmp_path, result, about={"which": "newer"})
+    saved = load_history(tmp_path)
+    assert saved.summary["about"] == {"which": "older" if renames < 2 else "newer"}
+    assert np.array_equal(saved.history["objective"], result.history["objective"])
+    save_history(tmp_path, result, about={"which": "newest"})
+    assert load_history(tmp_path).summary["about"] == {"which": "newest"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.zarr", "summary.json"]
+
+
+def test_an_error_between_the_renames_puts_the_older_history_back(result, tmp_path, monkeypatch):
+    save_history(tmp_path, result, about={"which": "older"})
+    rename, calls = Path.replace, []
+
+    def fails_once(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails_once)
+    with pytest.raises(PermissionError):
+        save_history(tmp_path, result, about={"which": "newer"})
+    assert load_history(tmp_path).summary["about"] == {"which": "older"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.zarr", "summary.json"]
 
 
@@ -124,6 +210,12 @@ def test_what_is_not_json_is_refused_before_anything_is_replaced(result, tmp_pat
     with pytest.raises(ValueError, match="about cannot be written as JSON"):
         save_history(tmp_path, result, about={"which": object()})
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_history_of_arrays_alone_is_refused(result, tmp_path):
+    (save_history(tmp_path, result) / "history.zarr/.zattrs").unlink()
+    with pytest.raises(ValueError, match=r"holds no history\.zarr"):
+        load_history(tmp_path)
 
 
 def test_a_folder_without_a_history_is_refused(tmp_path):

@@ -6,13 +6,16 @@ import optax
 import pytest
 
 from ntk_robust.attacks import FGSM, PGD, LinfBall
-from ntk_robust.losses import Squared
+from ntk_robust.certify import Affine, Crown, Network
+from ntk_robust.losses import DLR, Absolute, CrossEntropy, Hinge, Huber, Logistic, Margin, Squared
 from ntk_robust.models import FullyConnected
 from ntk_robust.training import (
     AdversarialProbe,
     AttackedKernelDriftProbe,
+    AttackedKernelSpectrumProbe,
     AttackedPoints,
     BoundaryProbe,
+    CertifiedProbe,
     DisplacementProbe,
     FlippedPatternsProbe,
     KernelDriftProbe,
@@ -23,6 +26,7 @@ from ntk_robust.training import (
     fit,
     parameter_displacement,
 )
+from ntk_robust.training import _displacement as displacement_module
 
 MODEL = FullyConnected(input_dim=3, width=8, num_hidden_layers=2, num_outputs="scalar", b_std=0.1)
 XS = jr.normal(jr.key(0), (5, 3))
@@ -31,11 +35,15 @@ PARAMS = MODEL.init(key=jr.key(2))
 ATTACKED = AttackedPoints(MODEL.apply, Squared(), PGD(num_steps=5, relative_step=0.5), LinfBall(0.2), XS, YS, jr.key(5))
 
 
-def tangent_gram(params):
+def gram_at(params, xs):
     """ΘΘᵀ of flattened per-example gradients: the definition."""
-    gradients = jax.vmap(jax.grad(MODEL.apply), (None, 0))(params, XS)
-    rows = jnp.concatenate([leaf.reshape(len(XS), -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+    gradients = jax.vmap(jax.grad(MODEL.apply), (None, 0))(params, xs)
+    rows = jnp.concatenate([leaf.reshape(len(xs), -1) for leaf in jax.tree.leaves(gradients)], axis=1)
     return rows @ rows.T
+
+
+def tangent_gram(params):
+    return gram_at(params, XS)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,8 @@ def result():
             "tangent": LinearizationProbe(MODEL.apply, PARAMS, XS),
             "attacked_tangent": LinearizationProbe(MODEL.apply, PARAMS, ATTACKED),
             "boundary": BoundaryProbe(LayerwiseFrobeniusBall(2.0), PARAMS),
+            "certified": CertifiedProbe(MODEL, Squared(), LinfBall(0.2), XS, YS, Crown()),
+            "attacked_spectrum": AttackedKernelSpectrumProbe(gram_at, PARAMS, ATTACKED, 2),
         },
         probe_every=3,
         record=lambda step: {"params": step.params},
@@ -168,6 +178,83 @@ def test_length_direction_and_spectrum_of_the_kernel_are_those_of_numpy(result):
         assert spectrum["eigenspace_overlap"] == pytest.approx(np.trace(projectors[0] @ projectors[1]) / 2)
     assert result.probes["kernel"]["kernel_angle"][-1] > 1e-3
     assert result.probes["spectrum"]["eigenspace_overlap"][-1] < 1 - 1e-9
+
+
+def test_the_spectrum_at_attacked_points_is_that_of_both_kernels_there(result):
+    found = result.probes["attacked_spectrum"]
+    for row, step in enumerate(result.probe_steps):
+        xs_adv = result.probes["points"]["xs_adv"][row]
+        grams = [np.asarray(gram_at(weights, xs_adv)) for weights in (weights_at(result, int(step)), PARAMS)]
+        np.testing.assert_allclose(found["leading_eigenvalues"][row], np.linalg.svd(grams[0])[1][:2], rtol=1e-10)
+        projectors = [u[:, :2] @ u[:, :2].T for u in (np.linalg.svd(gram)[0] for gram in grams)]
+        overlap = np.trace(projectors[0] @ projectors[1]) / 2
+        assert found["eigenspace_overlap"][row] == pytest.approx(overlap, rel=1e-8)
+    assert found["eigenspace_overlap"][0] == pytest.approx(1.0)  # the points moved, the weights did not
+    with pytest.raises(ValueError, match="num_leading is 6 for 5 points"):
+        AttackedKernelSpectrumProbe(gram_at, PARAMS, ATTACKED, 6)
+
+
+def test_norms_of_the_initial_weights_are_not_computed_at_every_probing(monkeypatch):
+    probe, moved = DisplacementProbe(PARAMS), jax.tree.map(lambda leaf: leaf + 1.0, PARAMS)
+    matrices, spectral_norm = [], displacement_module._spectral_norm
+    counted = lambda matrix: (matrices.append(matrix), spectral_norm(matrix))[1]  # noqa: E731
+    monkeypatch.setattr(displacement_module, "_spectral_norm", counted)
+    found = probe(moved)
+    assert len(matrices) == len(jax.tree.leaves(PARAMS))  # those of the difference alone
+    expected = parameter_displacement(moved, PARAMS)
+    np.testing.assert_allclose(found["relative_spectral"], expected.relative_spectral, rtol=1e-12)
+
+
+def test_natural_loss_is_below_attacked_loss_and_that_below_the_certified_bound(result):
+    natural, attacked, certified = (result.probes[name] for name in ("natural", "adversarial", "certified"))
+    assert (natural["natural_loss"] <= attacked["surrogate_loss"]).all()
+    assert (attacked["surrogate_loss"] <= certified["robust_loss_upper"]).all()
+    assert (certified["robust_loss_upper"] < 10 * attacked["surrogate_loss"]).all()
+    assert (certified["certified_accuracy"] <= attacked["adversarial_accuracy"]).all()
+
+
+@pytest.mark.parametrize("loss", [Squared(), Absolute(), Huber(0.5), Hinge(), Logistic(), Margin()])
+def test_certified_bounds_of_a_linear_scalar_function_are_its_robust_loss(loss):
+    rng = np.random.default_rng(3)
+    weight, epsilon = rng.normal(size=3), 0.3
+    network = Network((Affine(jnp.asarray(weight)[None]),), (3,), scalar=True)
+    probe = CertifiedProbe(MODEL, loss, LinfBall(epsilon), XS, YS)
+    found = probe(network)  # weights that are a network stand for themselves
+    reach = epsilon * np.abs(weight).sum()
+    ends = np.stack([np.asarray(XS) @ weight - reach, np.asarray(XS) @ weight + reach])
+    expected = np.mean(
+        [max(float(loss(jnp.asarray(end), y)) for end in pair) for pair, y in zip(ends.T, YS, strict=True)]
+    )
+    assert found["robust_loss_upper"] == pytest.approx(expected, rel=1e-9)
+    assert found["robust_loss_upper"] >= expected
+    assert found["certified_accuracy"] == np.mean((np.asarray(YS) * ends > 0).all(axis=0))
+
+
+def test_certified_bounds_of_a_linear_classifier_are_its_worst_leads_together():
+    rng = np.random.default_rng(4)
+    weight, epsilon = rng.normal(size=(4, 3)), np.array([0.0, 0.1, 0.2, 0.3, 0.4])
+    network, labels = Network((Affine(jnp.asarray(weight)),), (3,)), jnp.asarray([0, 1, 2, 3, 0], jnp.int32)
+    found = CertifiedProbe(MODEL, CrossEntropy(), LinfBall(jnp.asarray(epsilon)), XS, labels)(network)
+    losses, right = [], []
+    for x, y, radius in zip(np.asarray(XS), np.asarray(labels), epsilon, strict=True):
+        differences = weight - weight[y]
+        leads = differences @ x + radius * np.abs(differences).sum(axis=1)
+        losses.append(np.log(np.exp(leads).sum()))
+        right.append(np.delete(leads, y).max() < 0)
+    assert found["robust_loss_upper"] == pytest.approx(np.mean(losses), rel=1e-9)
+    assert found["certified_accuracy"] == np.mean(right)
+    codes = jnp.eye(4)[labels]
+    squared = CertifiedProbe(MODEL, Squared(), LinfBall(jnp.asarray(epsilon)), XS, codes)(network)
+    reach = epsilon[:, None] * np.abs(weight).sum(axis=1)
+    farthest = np.abs(np.asarray(XS) @ weight.T - np.asarray(codes)) + reach
+    assert squared["robust_loss_upper"] == pytest.approx(np.mean((farthest**2).sum(axis=1)) / 2, rel=1e-9)
+    assert squared["certified_accuracy"] == np.mean(right)
+
+
+def test_losses_without_a_known_worst_case_are_not_certified():
+    labels = jnp.asarray([0, 1, 2, 3, 0], jnp.int32)
+    with pytest.raises(ValueError, match="no worst case of DLR is known"):
+        CertifiedProbe(MODEL, DLR(), LinfBall(0.1), XS, labels)
 
 
 def test_more_leading_eigenvalues_than_points_are_refused():

@@ -8,7 +8,7 @@ import pytest
 
 from ntk_robust.attacks import PGD, LinfBall
 from ntk_robust.losses import Squared
-from ntk_robust.training import DisplacementProbe, at_rate, fit, sweep
+from ntk_robust.training import DisplacementProbe, at_rate, fit, load_history, sweep
 from ntk_robust.training._fit import prepare
 from ntk_robust.training._sweep import faster_together
 
@@ -68,10 +68,16 @@ def alone():
     return [fit(**run) for run in RUNS]
 
 
-def test_runs_in_turn_have_the_bits_of_fit_and_compile_once_per_shape(alone):
+def test_runs_in_turn_have_the_bits_of_fit_and_compile_once_per_shape(alone, tmp_path):
     before = Counted.traces
-    for single, swept in zip(alone, sweep(RUNS, vectorize=False), strict=True):
+    for i, (single, swept) in enumerate(zip(alone, sweep(RUNS, vectorize=False, folder=tmp_path), strict=True)):
         assert_close(swept, single, rtol=0)
+        # Every run is on disk with what made it.
+        saved = load_history(tmp_path / f"run_{i}")
+        assert all(np.array_equal(saved.history[name], values) for name, values in single.history.items())
+        assert saved.summary["finite"] == single.finite
+        assert saved.summary["arguments"]["key"]["words"] == jr.key_data(RUNS[i]["key"]).tolist()
+        assert saved.summary["arguments"]["perturbations"]["epsilon"] == (0.3 if i == 2 else 0.1)
     # The programs are those that fit compiled; the checks of the arguments look at each network once.
     assert Counted.traces - before <= len(RUNS)
 
