@@ -373,6 +373,45 @@ def test_a_convolutional_model_is_bounded_as_the_chain_of_its_layers(pooling, pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["none", "average"])
+def test_intervals_of_convolutions_without_negative_weights_are_the_values_at_two_corners(pooling, key, monkeypatch):
+    # Such a network is monotone, so that nothing is lost, and bounds that are too narrow anywhere are noticed.
+    model = models.Convolutional((4, 5, 2), 3, 2, 3, pooling=pooling, b_std=0.5, activation=models.Tanh())
+    params = jax.tree.map(jnp.abs, model.init(key=key))
+    x = jr.uniform(key, (40,))
+    network, box = network_of(model, params), LinfBall(0.03, Box(0.0, 1.0))
+    corners = [model.apply(params, jnp.clip(x + step, 0.0, 1.0)) for step in (-0.03, 0.03)]
+    (lower, upper), (least, most) = bounds(IntervalBounds(), network, x, box), map(np.asarray, corners)
+    assert np.all((lower <= least) & (upper >= most))
+    np.testing.assert_allclose([lower, upper], [least, most], rtol=1e-12)
+
+    right = _interval.linear_interval
+
+    def narrow(layer, before):
+        found = right(layer, before)
+        middle, radius = (found.lower + found.upper) / 2, (found.upper - found.lower) / 2
+        return found._replace(lower=middle - 0.8 * radius, upper=middle + 0.8 * radius)
+
+    monkeypatch.setattr(_interval, "linear_interval", narrow)
+    planted = jax.jit(lambda x: IntervalBounds()(network, x, box))(x)
+    assert np.all((np.asarray(planted.lower) > least) & (np.asarray(planted.upper) < most))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ball", "dual"), [(LinfBall, 1), (L2Ball, 2)])
+def test_where_a_residual_convolutional_network_is_affine_linear_bounds_are_its_extremes(ball, dual, key):
+    network = convolutional(key)
+    *convolutions, last = network.layers
+    network = Network((*jax.tree.map(jnp.abs, convolutions), last), (8, 8, 1))  # every ReLU is active
+    x = jr.uniform(key, (8, 8, 1), minval=0.3, maxval=0.7)
+    center, slopes = jax.jit(lambda x: (network(x), jax.jacrev(network)(x).reshape(3, -1)))(x)
+    spread = 0.1 * np.linalg.norm(np.asarray(slopes), dual, axis=1)
+    for method in (Zonotope(), Crown()):
+        lower, upper = bounds(method, network, x, ball(0.1))
+        np.testing.assert_allclose([lower, upper], [center - spread, center + spread], rtol=1e-10)
+
+
+@pytest.mark.slow
 def test_paired_neurons_are_bounded_by_their_differences(key):
     model = models.PairedTwoLayerNet(input_dim=3, width=40, activation=models.Softplus())
     start = model.init(key=key)
