@@ -44,6 +44,8 @@ class Audit:
         gradients_taken: Gradients taken per replayed example, on average.
         gradient_points: Different points at which they were taken, on average.
         num_stale: Replayed examples in which the attack keeps using gradients of points that it has left.
+        num_moved_at_zero: Replayed examples in which the attack at radius 0 does not return the input, up to rounding.
+        num_nearer: Examples right under the attack for which the attack of least norm has a wrong point inside the set.
         findings: What follows, the faults first; empty if nothing is wrong.
     """
 
@@ -62,6 +64,8 @@ class Audit:
     gradients_taken: float
     gradient_points: float
     num_stale: int
+    num_moved_at_zero: int
+    num_nearer: int
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -95,6 +99,13 @@ def draw_findings(
             f"In {audit.num_stale} of {audit.num_replayed} replayed examples steps were made with gradients of points "
             f"that the attack had left ({audit.gradients_taken:.3g} gradients at {audit.gradient_points:.3g} points on "
             "average). Take the gradient at the current iterate.",
+        ),
+        (
+            audit.num_moved_at_zero > 0,
+            "moves-at-radius-zero",
+            "fault",
+            f"In {audit.num_moved_at_zero} of {audit.num_replayed} replayed examples the result at radius 0 is not the "
+            "input; the attack must project around it.",
         ),
         (
             audit.num_value_mismatches > 0,
@@ -135,6 +146,13 @@ def draw_findings(
             "weakness",
             f"One FGSM step on the margin leaves {audit.fgsm_margin_accuracy:.2%} right, the attack "
             f"{adversarial_accuracy:.2%}: the loss hides the gradient. Attack the margin or the cross-entropy instead.",
+        ),
+        (
+            audit.num_nearer > 0,
+            "nearest-better",
+            "weakness",
+            f"On {audit.num_nearer} of {n} examples the attack of least norm has a wrong point inside the set and the "
+            "attack none. Use more steps or restarts, and count both attacks.",
         ),
         (
             audit.zero_gradient_fraction > 0,

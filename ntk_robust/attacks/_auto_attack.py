@@ -33,6 +33,8 @@ class AutoAttackResult(eqx.Module):
         accuracy_after: The attacks in the order in which they ran, each with the fraction right after it.
         is_right: Which examples are still right.
         x_adv: A point of B(x) that is classified wrongly where there is one, else x.
+        minimum_radii: Its distance from x, in the set's norm and in input units: 0 for an input that is already wrong,
+            `inf` where nothing was found. An upper bound of the distance to the nearest wrong point.
     """
 
     natural_accuracy: float
@@ -40,6 +42,7 @@ class AutoAttackResult(eqx.Module):
     accuracy_after: dict[str, float]
     is_right: np.ndarray
     x_adv: Float[Array, "n *dims"]
+    minimum_radii: Float[Array, " n"]
 
 
 class _Lead(AbstractLoss):
@@ -161,6 +164,7 @@ def auto_attack(
     natural_accuracy = float(is_right.mean())
     order = _classes_by_logit(margin, problem) if any(stage.rank for _, stage in stages) else None
     x_adv = problem.inputs.copy()
+    minimum_radii = np.where(is_right, np.inf, 0).astype(x_adv.dtype)
     accuracy_after: dict[str, float] = {}
     for number, stage in stages:
         chosen = np.flatnonzero(is_right)
@@ -172,8 +176,10 @@ def auto_attack(
             objective = LossObjective(apply_fn, params, stage.loss)
             found = standing._replace(targets=aims).attack(stage.attack, objective, key=jr.fold_in(key, number))
             points = np.asarray(found.x_adv)
-            fell = np.asarray(standing.grade(margin, points).fooled)
+            graded = standing.grade(margin, points)
+            fell = np.asarray(graded.fooled)
             x_adv[chosen[fell]] = points[fell]
+            minimum_radii[chosen[fell]] = np.asarray(graded.norms)[fell]
             is_right[chosen[fell]] = False
         accuracy_after[stage.name] = float(is_right.mean())
     return AutoAttackResult(
@@ -182,6 +188,7 @@ def auto_attack(
         accuracy_after=accuracy_after,
         is_right=is_right,
         x_adv=jnp.asarray(x_adv),
+        minimum_radii=jnp.asarray(minimum_radii),
     )
 
 

@@ -23,6 +23,7 @@ class Grades(NamedTuple):
     margins: Numbers
     inside: Numbers
     excess: Numbers
+    norms: Numbers
 
     @property
     def fooled(self) -> Numbers:
@@ -40,6 +41,7 @@ def grade_one(
         margins=Margin()(output, y),
         inside=perturbations.contains(x, point),
         excess=perturbations.excess(x, point),
+        norms=perturbations.norm(point - x),
     )
 
 

@@ -160,19 +160,19 @@ def replay(
     *,
     examples: Int[Array, " n"],
     key: PRNGKeyArray,
-) -> list[Visits]:
-    """The points visited by the attack on each example."""
+) -> tuple[list[Visits], np.ndarray]:
+    """The points visited by the attack on each example, and the points returned."""
     run = next(_run_numbers)
     _RECORDING[run] = visits = [Visits() for _ in range(xs.shape[0])]
     try:
         found = _run_watched(
             attack, objective_fn, xs, ys, perturbations, examples=examples, key=key, run=jnp.asarray(run)
         )
-        jax.block_until_ready(found.x_adv)
+        points = np.asarray(found.x_adv)
         jax.effects_barrier()
     finally:
         del _RECORDING[run]
-    return visits
+    return visits, points
 
 
 @eqx.filter_jit

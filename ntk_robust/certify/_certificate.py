@@ -39,12 +39,17 @@ class AccuracyBracket(eqx.Module):
         natural_accuracy: Right at x.
         gap: By how much the attack's margin exceeds the certified one, for each example, ≥ 0: where it is 0 both are
             exact.
+        radius_lower: Proven lower bound of the distance from each example to the nearest wrong point, in input units: ε
+            where certified, else 0.
+        radius_upper: Upper bound of that distance, the evaluation's `minimum_radii`.
     """
 
     certified_accuracy: float
     adversarial_accuracy: float
     natural_accuracy: float
     gap: Float[Array, " n"]
+    radius_lower: Float[Array, " n"]
+    radius_upper: Float[Array, " n"]
 
 
 def margin_specification(y: Int[Array, ""], num_classes: int, dtype: jnp.dtype | type) -> Float[Array, "others k"]:
@@ -134,19 +139,19 @@ def bracket_accuracy(evaluation: Evaluation, certificate: Certificate) -> Accura
     """An attack's evaluation and a certificate of the same network, examples and set, after checking that they agree.
 
     A sound certificate and an honest attack cannot contradict each other: for every example the certified margin is at
-    most the margin at the attack's point.
+    most the margin at the attack's point, and no wrong point is nearer than a certified radius.
 
     Args:
         evaluation: From `attacks.evaluate`.
         certificate: From `certify_batch`.
 
     Returns:
-        The accuracies in order, and the gap for each example.
+        The accuracies in order, and for each example the gap and both bounds of its minimum radius.
 
     Raises:
         ValueError: If the two hold different numbers of examples.
-        ArithmeticError: If a margin found by the attack is below the certified one: one of the two is wrong, or they
-            belong to different networks, examples or radii.
+        ArithmeticError: If a margin found by the attack is below the certified one, or a wrong point inside a certified
+            set: one of the two is wrong, or they belong to different networks, examples or radii.
     """
     found, proven = -np.asarray(evaluation.margins), np.asarray(certificate.margins)
     if found.shape != proven.shape:
@@ -162,11 +167,23 @@ def bracket_accuracy(evaluation: Evaluation, certificate: Certificate) -> Accura
             f"{found[worst]:.6g} found, at least {proven[worst]:.6g} certified); check that network, inputs, labels, "
             "dtype and radius are the same, and report it if they are"
         )
+    radius_lower = np.where(certificate.certified, evaluation.epsilon, 0)
+    radius_upper = np.asarray(evaluation.minimum_radii)
+    refuted = np.flatnonzero(np.asarray(certificate.certified) & (radius_upper <= radius_lower))
+    if refuted.size:
+        first = refuted[0]
+        raise ArithmeticError(
+            f"on {refuted.size} of {found.size} examples there is a wrong point inside the certified radius (example "
+            f"{first}: at distance {radius_upper[first]:.6g}, certified up to {radius_lower[first]:.6g}); check that "
+            "network, inputs, labels, dtype and norm are the same, and report it if they are"
+        )
     return AccuracyBracket(
         certified_accuracy=certificate.certified_accuracy,
         adversarial_accuracy=evaluation.adversarial_accuracy,
         natural_accuracy=evaluation.natural_accuracy,
         gap=jnp.asarray(found - proven),
+        radius_lower=jnp.asarray(radius_lower),
+        radius_upper=jnp.asarray(radius_upper),
     )
 
 

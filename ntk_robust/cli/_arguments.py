@@ -96,7 +96,8 @@ class Train:
     The loss is the cross-entropy. A run that was interrupted or killed goes on with --resume, to the same bits.
 
     Attributes:
-        out: Folder of the results: params.npz, history.zarr with summary.json, checkpoints, and a report with figures.
+        out: Folder of the results: params.npz, history.zarr with summary.json, checkpoints, and a report with figures;
+            of linearized and centered dynamics also params_tangent.npz, the weights at which the tangent is taken.
         resume: Go on with the run in the folder, which must have been started with the same options.
         data: Data set. All but digits are read from the data directory.
         data_dir: Data directory with the official files; NTK_ROBUST_DATA where it is not given.
@@ -126,6 +127,11 @@ class Train:
         weight_radius: Radius of the set around the initialization to which the weights are projected after every step;
             no projection where it is not given.
         weight_set: Which set: a Frobenius ball for each layer, one for all weights, or a ball for each neuron.
+        dynamics: What is trained: the network; its tangent in the weights ("linearized"), whose kernel never moves; or
+            that tangent without its first output, so that it begins at zero ("centered").
+        switch_at: Step up to which the network itself is trained, before linearized or centered dynamics go on from the
+            weights reached, with the memory of the optimizer begun anew; where it is not given they hold from the
+            start.
         probe_every: Steps between measurements; results are written after each.
         kernel_points: Training points on which the change of the empirical NTK is measured; 0 leaves it out.
         evaluation_steps: Steps of the stronger pgd of the evaluation at the end, which natural training meets too; 0
@@ -161,6 +167,8 @@ class Train:
     batch_size: int | None = None
     weight_radius: float | None = None
     weight_set: Literal["layers", "all", "neurons"] = "layers"
+    dynamics: Literal["network", "linearized", "centered"] = "network"
+    switch_at: int | None = None
     probe_every: int = 50
     kernel_points: int = 40
     evaluation_steps: int = 20
@@ -226,7 +234,10 @@ class Attack:
         num_steps: Steps of the attack; queries of square. Where it is not given, each attack's own: pgd 40, deep-fool
             50, apgd, fab and auto 100, carlini-wagner 200, square 5000.
         num_examples: Test examples.
-        controls: Also attack at radius 0, at growing radii, and (1000 queries) by square, which the attack must beat.
+        minimum_radii: Look once for the nearest point that is classified wrongly, by fab at any radius; without this,
+            only what the attack shows is known of distances.
+        controls: Also attack by square (1000 queries) at each radius, which the attack must beat, and at radii that
+            double from the largest one until nothing is right any more.
         certificate: Bound from below for networks; for kernels of ReLU networks without biases anything but "none" asks
             for the certificate of their kernel space.
         kernel: Kernel of the regression.
@@ -251,7 +262,8 @@ class Attack:
     radii: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     num_steps: int | None = None
     num_examples: int = 100
-    controls: bool = False
+    minimum_radii: bool = True
+    controls: bool = True
     certificate: Literal["crown", "alpha-crown", "interval", "none"] = "crown"
     kernel: Literal["analytic_ntk", "analytic_nngp"] = "analytic_ntk"
     data: DataName = "digits"

@@ -1,12 +1,9 @@
 """A saved network or a kernel regression under attack, with certificates from the other side."""
 
 import dataclasses
-import json
 import math
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,9 +27,11 @@ from ntk_robust.attacks import (
     Evaluation,
     L2Ball,
     LinfBall,
+    MinimumRadius,
     Square,
     auto_attack,
     evaluate,
+    minimum_radius,
 )
 from ntk_robust.certify import (
     AlphaCrown,
@@ -47,21 +46,29 @@ from ntk_robust.certify import (
     network_of,
     rkhs_bounds,
 )
-from ntk_robust.cli._arguments import Attack, Train
-from ntk_robust.cli._attack_report import AtRadius, attack_study, examples_svg
-from ntk_robust.cli._common import activation, arrays_by_path, examples, named_key, network, run_record
+from ntk_robust.cli._arguments import Attack
+from ntk_robust.cli._attack_report import (
+    AtRadius,
+    attack_record,
+    attack_study,
+    certified_radii,
+    distances_sentence,
+    examples_svg,
+    minimum_radii,
+)
+from ntk_robust.cli._common import named_key, run_record
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say, warn
+from ntk_robust.cli._victim import Victim, fitted_regression, saved_network
 from ntk_robust.data import Dataset
-from ntk_robust.kernels import KernelPredictor, ZonalKernel, analytic_nngp, analytic_ntk, kernel_regression
-from ntk_robust.losses import CrossEntropy, Margin
-from ntk_robust.models import AbstractModel, FullyConnected
+from ntk_robust.kernels import KernelPredictor, ZonalKernel
+from ntk_robust.losses import AbstractLoss, CrossEntropy, Margin
 from ntk_robust.report import prepare_report_folder, write_report
 
 _TITLE = "Attack"
 _SUMMARY = "Accuracy under attack, an upper bound of the robust accuracy, beside what is certified, a lower one."
 _BATCH_SIZE = 100
-_MARGIN_ATTACKS = ("fab", "deep-fool", "carlini-wagner")
+_MARGIN_ATTACKS = ("fab", "deep-fool", "carlini-wagner", "square")
 # What --run takes from the run instead, so that giving it would mean nothing.
 _OF_REGRESSION = (
     "kernel", "data", "train_batches", "num_train", "num_test", "num_hidden_layers", "activation", "w_std", "b_std",
@@ -70,61 +77,40 @@ _OF_REGRESSION = (
 _METHODS = {"crown": Crown, "alpha-crown": AlphaCrown, "interval": IntervalBounds}
 
 
-class _Victim(NamedTuple):
-    """What is attacked: (apply_fn, params), how to certify it, and in which words to speak of it."""
-
-    apply_fn: Any
-    params: PyTree
-    model: AbstractModel | None
-    dataset: Dataset
-    name: str
-    trained: Train | None = None
-
-
 def attack(command: Attack) -> int:
     """Evaluates at every radius, writes after each; code 1 if the audit finds the attack at fault."""
     _check(command)
-    victim = _kernel_regression(command) if command.run is None else _saved_network(command)
-    dataset = victim.dataset
-    count = min(command.num_examples, len(dataset.x_test))
-    xs, ys = dataset.x_test[:count], dataset.y_test[:count]
+    victim = fitted_regression(command) if command.run is None else saved_network(command)
     folder = prepare_report_folder(command.out)
     run = run_record(command)
     if victim.trained is not None:
         run["arguments"] = {name: given for name, given in run["arguments"].items() if name not in _OF_REGRESSION}
         run["trained"] = dataclasses.asdict(victim.trained)
-    ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
-    box = Box(*dataset.box)
     certifies = command.certificate != "none" and (victim.model is not None or _is_certifiable(victim.params))
     found: list[AtRadius] = []
 
     def write(pending: tuple[str, ...]) -> Path:
-        study = attack_study(
-            found, name=victim.name, norm=command.norm, attack=command.attack, num_examples=count, certifies=certifies
-        )
-        records = [result.record() for result in found]
-        write_json_atomically(
-            folder / "attack.json", {"attack": command.attack, "norm": command.norm, "radii": records}
-        )
+        study = attack_study(found, name=victim.name, norm=command.norm, attack=command.attack, certifies=certifies)
+        record = attack_record(found, norm=command.norm, attack=command.attack, labels=_examples(command, victim)[1])
+        write_json_atomically(folder / "attack.json", record)
         return write_report(folder, studies=[study], run=run, pending=pending, title=_TITLE, summary=_SUMMARY)
 
     with display() as progress:
+        nearest = None
+        if command.minimum_radii:
+            with progress.task("nearest wrong points"):
+                nearest = _nearest(command, victim)
         with progress.task(f"{command.attack} on {victim.name}", len(command.radii)) as task:
             for number, radius in enumerate(command.radii):
-                perturbations = ball(jnp.asarray(radius, xs.dtype), box=box)
-                evaluation, ensemble = _evaluate(command, victim, xs, ys, perturbations)
-                bracket = None
-                if certifies:
-                    certificate = _certify(command, victim, xs, ys, perturbations)
-                    bracket = bracket_accuracy(evaluation, certificate)
-                    if ensemble is not None:
-                        _check_order(certificate, ensemble)
-                found.append(AtRadius(radius, evaluation, ensemble, bracket))
+                later = command.radii[number + 1 :]
+                found.append(_at_radius(command, victim, radius, nearest, certifies=certifies, grows=not later))
+                _check_radii(minimum_radii(found), certified_radii(found))
+                bracket = found[-1].bracket
                 figures = {"adversarial_accuracy": found[-1].adversarial_accuracy}
                 task.advance(1, **figures | ({} if bracket is None else {"certified": bracket.certified_accuracy}))
-                write(tuple(f"radius {later:g}" for later in command.radii[number + 1 :]))
+                write(tuple(f"radius {radius:g}" for radius in later))
         with progress.task("examples"):
-            grid = examples_svg(found, victim.apply_fn, victim.params, dataset)
+            grid = examples_svg(found, victim.apply_fn, victim.params, victim.dataset)
             if grid:
                 (folder / "examples.svg").write_text(grid)
     page = write(())
@@ -132,9 +118,13 @@ def attack(command: Attack) -> int:
         _show_examples(page)
     for result in found:
         say(result.sentence())
+    say(distances_sentence(found, command.norm))
     say(f"report: {page}")
     if not certifies and command.certificate != "none":
-        warn("no certificate is known for this kernel; certificates exist for relu without biases")
+        if isinstance(victim.params, KernelPredictor):
+            warn("no certificate is known for this kernel; certificates exist for relu without biases")
+        else:
+            warn("no certificate is known for the tangent of a network; certificates exist for the network itself")
     if not all(result.evaluation.audit.is_sound for result in found):
         warn("the audit found the attack at fault; see the findings in the report")
         return 1
@@ -166,113 +156,104 @@ def _check(command: Attack) -> None:
         raise ValueError(f"--ridge is {command.ridge}; give a number of at least 0")
 
 
-def _saved_network(command: Attack) -> _Victim:
-    """The network in a folder of `train`, with its test examples.
-
-    Raises:
-        ValueError: If the folder holds no such run, or another network's weights.
-        OSError: If a file is missing.
-    """
-    folder = command.run
-    assert folder is not None
-    trained = _trained(folder / "run.json", command.data_dir)
-    stored = _weights(folder / "params.npz")
-    dataset = examples(trained)
-    model = network(trained, dataset)
-    like = model.init(key=jax.random.key(0), dtype=np.dtype(trained.dtype))
-    shapes = {name: array.shape for name, array in arrays_by_path(like).items()}
-    if shapes != {name: array.shape for name, array in stored.items()}:
-        raise ValueError(f"{folder / 'params.npz'} does not hold the weights of the network that run.json describes")
-    params = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(stored[name]) for name in shapes])
-    return _Victim(model.apply, params, model, dataset, f"the network in {folder}", trained)
+def _examples(command: Attack, victim: Victim) -> tuple[Array, Array]:
+    """The test examples that are attacked."""
+    dataset = victim.dataset
+    return dataset.x_test[: command.num_examples], dataset.y_test[: command.num_examples]
 
 
-def _trained(path: Path, data_dir: Path | None) -> Train:
-    """The command that trained a network, as its folder tells, with another data directory if one is given."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); name a folder of `train`") from error
-    if not isinstance(record, dict) or record.get("command") != "train":
-        what = record.get("command") if isinstance(record, dict) else record
-        raise ValueError(f"{path} holds the results of {what!r}; name a folder of `train`")
-    try:
-        arguments = record["arguments"]
-        paths = {name: None if arguments[name] is None else Path(arguments[name]) for name in ("out", "data_dir")}
-        if data_dir is not None:
-            paths["data_dir"] = data_dir
-        return Train(**arguments | paths | {"train_batches": tuple(arguments["train_batches"])})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not what this version of `train` writes ({error!r}); train again") from error
+def _set(command: Attack, victim: Victim, radius: float) -> AbstractPerturbationSet:
+    ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
+    return ball(jnp.asarray(radius, victim.dataset.x_test.dtype), box=Box(*victim.dataset.box))
 
 
-def _weights(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        with np.load(path) as stored:
-            arrays = dict(stored)
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no weights: numpy cannot read it as an .npz file; train again") from error
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise ValueError(f"{path} holds weights that are not finite ({broken[0]}); the training has diverged")
-    return arrays
+def _at_radius(
+    command: Attack, victim: Victim, radius: float, nearest: MinimumRadius | None, *, certifies: bool, grows: bool
+) -> AtRadius:
+    """Both bounds at one radius; the control with growing radii only where it is asked for."""
+    perturbations = _set(command, victim, radius)
+    evaluation = _evaluate(command, victim, perturbations, nearest, grows=grows)
+    ensemble = _ensemble(command, victim, perturbations) if command.attack == "auto" else None
+    if not certifies:
+        return AtRadius(radius, evaluation, ensemble, None)
+    certificate = _certify(command, victim, *_examples(command, victim), perturbations)
+    bracket = bracket_accuracy(evaluation, certificate)
+    if ensemble is not None:
+        _check_order(certificate, ensemble)
+    return AtRadius(radius, evaluation, ensemble, bracket)
 
 
-def _kernel_regression(command: Attack) -> _Victim:
-    dataset = examples(command)
-    model = FullyConnected(
-        dataset.input_dim,
-        1,
-        command.num_hidden_layers,
-        "scalar",
-        activation(command.activation),
-        w_std=command.w_std,
-        b_std=command.b_std,
+def _nearest(command: Attack, victim: Victim) -> MinimumRadius:
+    """The nearest wrong points that FAB finds among all valid inputs."""
+    xs, ys = _examples(command, victim)
+    low, high = victim.dataset.box
+    across = (high - low) * (xs[0].size ** 0.5 if command.norm == "l2" else 1.0)
+    return minimum_radius(
+        victim.apply_fn,
+        victim.params,
+        xs,
+        ys,
+        attack=FAB(),
+        perturbations=_set(command, victim, across),
+        loss=Margin(),
+        key=named_key(command.seed, "nearest"),
+        num_halvings=0,
+        batch_size=min(_BATCH_SIZE, len(xs)),
     )
-    kernel = analytic_ntk(model) if command.kernel == "analytic_ntk" else analytic_nngp(model)
-    targets = np.eye(dataset.num_classes, dtype=dataset.x_train.dtype)[np.asarray(dataset.y_train)]
-    gram = np.asarray(kernel.gram(dataset.x_train))
-    # Centered targets: what is far from all examples then says nothing instead of "no class".
-    fitted = kernel_regression(
-        gram, targets - targets.mean(axis=0), ridge=command.ridge * float(np.mean(np.diag(gram)))
-    )
-    predictor = KernelPredictor(kernel, dataset.x_train, jnp.asarray(fitted.dual))
-    name = f"{command.kernel} regression on {len(gram)} examples of {dataset.name}"
-    return _Victim(KernelPredictor.__call__, predictor, None, dataset, name)
+
+
+def _controls(command: Attack, dataset: Dataset, *, grows: bool) -> Controls | None:
+    """Square where it is not among the attacks, and growing radii where asked for."""
+    if not command.controls:
+        return None
+    rivals = () if command.attack in ("square", "auto") else (Square(1000, image_shape=dataset.image_shape),)
+    return Controls(rivals=rivals, num_doublings=Controls().num_doublings if grows else 0)
 
 
 def _evaluate(
-    command: Attack, victim: _Victim, xs: Array, ys: Array, perturbations: AbstractPerturbationSet
-) -> tuple[Evaluation, AutoAttackResult | None]:
-    """The audited evaluation, for "auto" of the ensemble's first attack, and what the ensemble found."""
-    key = named_key(command.seed, "attack")
-    batch_size = min(_BATCH_SIZE, len(xs))
-    evaluation = evaluate(
+    command: Attack,
+    victim: Victim,
+    perturbations: AbstractPerturbationSet,
+    nearest: MinimumRadius | None,
+    *,
+    grows: bool,
+) -> Evaluation:
+    """The audited evaluation, for "auto" of the ensemble's first attack."""
+    xs, ys = _examples(command, victim)
+    return evaluate(
         victim.apply_fn,
         victim.params,
         xs,
         ys,
         attack=_strategy(command, victim.dataset),
         perturbations=perturbations,
-        loss=Margin() if command.attack in _MARGIN_ATTACKS or command.attack == "square" else CrossEntropy(),
-        key=key,
-        batch_size=batch_size,
-        controls=Controls(rivals=(Square(1000, image_shape=victim.dataset.image_shape),)) if command.controls else None,
+        loss=_loss(command, victim),
+        key=named_key(command.seed, "attack"),
+        batch_size=min(_BATCH_SIZE, len(xs)),
+        controls=_controls(command, victim.dataset, grows=grows),
+        nearest=nearest,
     )
-    if command.attack != "auto":
-        return evaluation, None
-    ensemble = auto_attack(
+
+
+def _loss(command: Attack, victim: Victim) -> AbstractLoss:
+    """The margin for attacks that need it, and for regressions, whose outputs are no logits."""
+    by_margin = command.attack in _MARGIN_ATTACKS or victim.model is None
+    return Margin() if by_margin else CrossEntropy()
+
+
+def _ensemble(command: Attack, victim: Victim, perturbations: AbstractPerturbationSet) -> AutoAttackResult:
+    xs, ys = _examples(command, victim)
+    return auto_attack(
         victim.apply_fn,
         victim.params,
         xs,
         ys,
         perturbations=perturbations,
-        key=key,
+        key=named_key(command.seed, "attack"),
         image_shape=victim.dataset.image_shape,
-        batch_size=batch_size,
+        batch_size=min(_BATCH_SIZE, len(xs)),
         **_budget(command, "num_steps"),
     )
-    return evaluation, ensemble
 
 
 def _budget(command: Attack, name: str) -> dict[str, Any]:
@@ -300,12 +281,12 @@ def _strategy(command: Attack, dataset: Dataset) -> AbstractAttack:
             return CarliniWagner(**budget)
 
 
-def _is_certifiable(predictor: KernelPredictor) -> bool:
-    return isinstance(predictor.kernel, ZonalKernel)
+def _is_certifiable(predictor: PyTree) -> bool:
+    return isinstance(predictor, KernelPredictor) and isinstance(predictor.kernel, ZonalKernel)
 
 
 def _certify(
-    command: Attack, victim: _Victim, xs: Array, ys: Array, perturbations: AbstractPerturbationSet
+    command: Attack, victim: Victim, xs: Array, ys: Array, perturbations: AbstractPerturbationSet
 ) -> Certificate:
     if victim.model is not None:
         method = _METHODS[command.certificate]()
@@ -340,6 +321,17 @@ def _check_order(certificate: Certificate, ensemble: AutoAttackResult) -> None:
         raise ArithmeticError(
             f"AutoAttack fooled the network on {refuted.size} examples that are certified (the first is example "
             f"{refuted[0]}): one of the two is wrong; report it"
+        )
+
+
+def _check_radii(upper: np.ndarray, lower: np.ndarray | None) -> None:
+    """No example may have a wrong point, found at whatever radius, within what is certified at another one."""
+    refuted = np.zeros(0, int) if lower is None else np.flatnonzero((lower > 0) & (upper <= lower))
+    if refuted.size:
+        first = refuted[0]
+        raise ArithmeticError(
+            f"{refuted.size} examples have a wrong point within their certified radius (example {first}: at distance "
+            f"{upper[first]:.6g}): one of the two is wrong; report it"
         )
 
 

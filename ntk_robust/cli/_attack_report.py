@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.attacks import AutoAttackResult, Evaluation, Finding
@@ -69,11 +69,19 @@ class AtRadius:
             "rival-better": min(rivals, default=0.0),
         }
         accuracy = self.adversarial_accuracy
-        return [
+        findings = [
             dataclasses.replace(finding, message=f"Of APGD on the cross-entropy alone: {finding.message}")
             for finding in audit.findings
             if better.get(finding.name, -1.0) < accuracy
         ]
+        after = list(self.ensemble.accuracy_after.items())
+        if len(after) > 1 and after[-1][0] == "square" and after[-1][1] < after[-2][1]:
+            message = (
+                f"Square, which needs no gradients, brings the accuracy from {after[-2][1]:.2%} to {after[-1][1]:.2%} "
+                "after all attacks that follow gradients: those are masked, or led astray."
+            )
+            findings.append(Finding("rival-better", "weakness", message))
+        return findings
 
     def record(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -86,11 +94,13 @@ class AtRadius:
             **certified,
             "natural_loss": self.evaluation.natural_loss,
             "surrogate_loss": self.evaluation.surrogate_loss,
+            "margins": self.evaluation.margins,
             "audit": {
                 "sound": audit.is_sound,
                 "findings": [dataclasses.asdict(finding) for finding in self.findings],
                 "fgsm_accuracy": audit.fgsm_accuracy,
                 "zero_gradient_fraction": audit.zero_gradient_fraction,
+                "num_nearer": audit.num_nearer,
                 "controls": None if controls is None else dataclasses.asdict(controls),
             },
         }
@@ -106,26 +116,68 @@ class AtRadius:
         )
 
 
-def attack_study(
-    found: Sequence[AtRadius], *, name: str, norm: str, attack: str, num_examples: int, certifies: bool
-) -> Study:
+def minimum_radii(found: Sequence[AtRadius]) -> np.ndarray:
+    """The smallest distance from each example at which any attack has shown a wrong point, `inf` where none has."""
+    results = [result.evaluation for result in found] + [result.ensemble for result in found if result.ensemble]
+    return np.min([np.asarray(result.minimum_radii) for result in results], axis=0)
+
+
+def certified_radii(found: Sequence[AtRadius]) -> np.ndarray | None:
+    """The largest of the radii at which each example is certified, 0 where none; None without certificates."""
+    lower = [np.asarray(result.bracket.radius_lower) for result in found if result.bracket is not None]
+    return np.max(lower, axis=0) if lower else None
+
+
+def attack_record(found: Sequence[AtRadius], *, norm: str, attack: str, labels: Array) -> dict[str, Any]:
+    """What attack.json holds: one record for each radius, and what is known of each example at all of them."""
+    return {
+        "attack": attack,
+        "norm": norm,
+        "radii": [result.record() for result in found],
+        "examples": {
+            "label": labels,
+            "natural_margin": found[-1].evaluation.natural_margins,
+            "minimum_radius": minimum_radii(found),
+            "certified_radius": certified_radii(found),
+        },
+    }
+
+
+def distances_sentence(found: Sequence[AtRadius], norm: str) -> str:
+    """One line for the terminal: where half of the examples has fallen, at the latest and at the earliest."""
+    upper, lower = minimum_radii(found), certified_radii(found)
+    certified = "" if lower is None else f", at least {np.median(lower):.3g} (certified)"
+    return f"distance to the nearest wrong point ({norm}): median at most {np.median(upper):.3g} (found){certified}"
+
+
+def _steps(label: str, radii: np.ndarray, largest: float) -> Series:
+    """The fraction of examples whose radius is larger than the abscissa, as a curve with steps."""
+    inside = np.unique(radii[radii < largest])
+    ends = np.concatenate([[0.0], inside[inside > 0], [largest]])
+    levels = [float(np.mean(radii > end)) for end in ends[:-1]]
+    return Series(label, np.repeat(ends, 2)[1:-1].tolist(), np.repeat(levels, 2).tolist())
+
+
+def attack_study(found: Sequence[AtRadius], *, name: str, norm: str, attack: str, certifies: bool) -> Study:
     """Accuracy against radius with both bounds, numbers, and the audit's findings."""
     radii = [result.radius for result in found]
     series = [
         Series("natural", radii, [result.evaluation.natural_accuracy for result in found], style="dashed"),
-        Series(f"adversarial ({attack})", radii, [result.adversarial_accuracy for result in found]),
+        Series(f"adversarial ({attack})", radii, [result.adversarial_accuracy for result in found], style="points"),
     ]
-    if certifies:
-        brackets = [result.bracket for result in found if result.bracket is not None]
-        series.append(Series("certified", radii, [bracket.certified_accuracy for bracket in brackets]))
+    upper, lower = minimum_radii(found), certified_radii(found)
+    if radii[-1] > 0:
+        series.append(_steps("nearest wrong point found", upper, radii[-1]))
+        if lower is not None:
+            series.append(_steps("certified", lower, radii[-1]))
     accuracy = Figure(
         "accuracy",
         "Accuracy against radius",
         f"radius ({norm}, input units)",
         "fraction classified right",
         series,
-        caption="The robust accuracy lies below the adversarial"
-        + (" and above the certified curve." if certifies else " curve; nothing is certified."),
+        caption="The robust accuracy lies below the points and the steps of the nearest wrong points, "
+        + ("and above those that are certified." if certifies else "and nothing is certified."),
     )
     losses = Figure(
         "losses",
@@ -155,29 +207,34 @@ def attack_study(
     tables = [Table("accuracies", "Both bounds", columns, rows)]
     if findings:
         tables.append(Table("findings", "Findings of the audit", ("radius", "severity", "name", "message"), findings))
-    text = f"{attack} in {norm} on {num_examples} test examples, against {name}."
+    quantiles = {"10 %": 0.1, "median": 0.5, "90 %": 0.9}
+    bounds = {"at most (a wrong point was found)": upper} | ({} if lower is None else {"at least (certified)": lower})
+    rows = [(name, *(_quantile(values, level) for level in quantiles.values())) for name, values in bounds.items()]
+    tables.append(Table("distances", "Distance to the nearest wrong point", ("bound", *quantiles), rows))
+    text = f"{attack} in {norm} on {len(upper)} test examples, against {name}."
     return Study(name="attack", title="Accuracy under attack", text=text, figures=[accuracy, losses], tables=tables)
+
+
+def _quantile(values: np.ndarray, level: float) -> float:
+    """The smallest value that at least this fraction does not exceed; infinities are values like others."""
+    return float(np.quantile(values, level, method="inverted_cdf"))
 
 
 def examples_svg(found: Sequence[AtRadius], apply_fn: Any, params: PyTree, dataset: Dataset) -> str:
     """A grid of the first examples that were right and are wrong, at the smallest radius where there are some."""
-
-    def classes(points: np.ndarray) -> np.ndarray:
-        return np.argmax(np.asarray(jax.vmap(apply_fn, (None, 0))(params, jnp.asarray(points))), axis=1)
-
     for result in found:
-        fallen = np.flatnonzero(~result.is_right)
-        clean, labels = np.asarray(dataset.x_test)[fallen], np.asarray(dataset.y_test)[fallen]
-        if not len(fallen):
-            continue
-        chosen = np.flatnonzero(classes(clean) == labels)[:_NUM_SHOWN]
+        fallen = (np.asarray(result.evaluation.natural_margins) < 0) & ~result.is_right
+        chosen = np.flatnonzero(fallen)[:_NUM_SHOWN]
         if len(chosen):
-            points = result.x_adv[fallen[chosen]]
+            points = result.x_adv[chosen]
+            outputs = jax.jit(jax.vmap(apply_fn, (None, 0)))(params, jnp.asarray(points))
             names = [
                 (dataset.class_names[label], dataset.class_names[other])
-                for label, other in zip(labels[chosen], classes(points), strict=True)
+                for label, other in zip(
+                    np.asarray(dataset.y_test)[chosen], np.argmax(np.asarray(outputs), axis=1), strict=True
+                )
             ]
-            return _grid(clean[chosen], points, names, dataset, f"radius {result.radius:g}")
+            return _grid(np.asarray(dataset.x_test)[chosen], points, names, dataset, f"radius {result.radius:g}")
     return ""
 
 

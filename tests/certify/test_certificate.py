@@ -59,15 +59,19 @@ def test_certified_adversarial_and_natural_accuracy_are_in_order(num_outputs, ke
     assert list(np.asarray(certificate.certified[:3])) == [False, False, True]
 
 
-def evaluation_with(margins):
-    """An evaluation with these margins of the attacker, whose attack moved nothing."""
+def evaluation_with(margins, minimum_radii=None):
+    """An evaluation at radius 0.1 with these margins of the attacker, whose attack moved nothing."""
     accuracy = float(np.mean(np.asarray(margins) < 0))
     counts = {
         field.name: field.type(0) if callable(field.type) and field.type in (int, float) else ()
         for field in dataclasses.fields(Audit)
     }
     audit = Audit(**counts)
-    return Evaluation(accuracy, accuracy, 0.0, 0.0, jnp.asarray(margins), audit, jnp.zeros((len(margins), 2)))
+    count = len(margins)
+    return Evaluation(
+        accuracy, accuracy, 0.0, 0.0, jnp.asarray(margins), jnp.asarray(margins), jnp.full(count, 0.1),
+        jnp.full(count, jnp.inf) if minimum_radii is None else jnp.asarray(minimum_radii), audit, jnp.zeros((count, 2)),
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -76,6 +80,12 @@ def test_a_certificate_that_an_attack_refutes_is_an_error():
     bracket = bracket_accuracy(evaluation_with([-0.6, 0.05]), certificate)
     assert (bracket.certified_accuracy, bracket.adversarial_accuracy) == (0.5, 0.5)
     np.testing.assert_allclose(bracket.gap, [0.1, 0.05], atol=1e-15)
+    np.testing.assert_array_equal(bracket.radius_lower, [0.1, 0.0])
+    np.testing.assert_array_equal(
+        bracket_accuracy(evaluation_with([-0.6, 0.05], [0.2, 0.0]), certificate).radius_upper, [0.2, 0.0]
+    )
+    with pytest.raises(ArithmeticError, match=r"example 0: at distance 0.09, certified up to 0.1"):
+        bracket_accuracy(evaluation_with([-0.6, 0.05], [0.09, 0.0]), certificate)
     with pytest.raises(
         ArithmeticError, match=r"on 1 of 2 examples .* \(example 0: 0.4 found, at least 0.5 certified\)"
     ):

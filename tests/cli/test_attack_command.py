@@ -13,7 +13,7 @@ from ntk_robust.attacks import PGD, Audit, AutoAttackResult, Evaluation, Finding
 from ntk_robust.certify import Certificate
 from ntk_robust.cli import _attack, main
 from ntk_robust.cli._arguments import Attack, Train
-from ntk_robust.cli._attack_report import AtRadius
+from ntk_robust.cli._attack_report import AtRadius, _steps, minimum_radii
 from ntk_robust.cli._common import examples
 
 
@@ -42,26 +42,38 @@ def saved_run(tmp_path: Path) -> Path:
 def test_a_saved_network_is_evaluated_on_its_own_test_examples(saved_run: Path, capsys, tmp_path: Path) -> None:
     out = tmp_path / "attack"
     arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.0", "0.02", "--certificate", "interval"]
-    assert main(["attack", "--out", str(out), *arguments, "--controls"]) == 0
+    assert main(["attack", "--out", str(out), *arguments]) == 0
     part = examples(Train(seed=3, num_train=30, num_test=20))
     with np.load(saved_run / "params.npz") as weights:
         features = np.maximum(np.asarray(part.x_test) @ weights["[0].weight"].T, 0.0)
         outputs = features @ weights["[1].weight"].T  # scales do not change the class
     accuracy = np.mean(outputs.argmax(axis=1) == np.asarray(part.y_test))
     assert accuracy > 0.4
-    rows = load_json(out / "attack.json")["radii"]
+    written = load_json(out / "attack.json")
+    rows = written["radii"]
     assert [row["epsilon"] for row in rows] == [0.0, 0.02]
+    known = {name: np.asarray(column, float) for name, column in written["examples"].items()}
+    right = outputs.argmax(axis=1) == np.asarray(part.y_test)
+    np.testing.assert_array_equal(known["natural_margin"] < 0, right)
+    np.testing.assert_array_equal(known["minimum_radius"] > 0, right)
+    assert (known["certified_radius"] < np.where(right, known["minimum_radius"], 1.0)).all()
+    assert np.isfinite(known["minimum_radius"]).all()  # in the box of all inputs FAB finds a point for each
+    assert np.mean(known["minimum_radius"] > 0.02) <= rows[1]["adversarial_accuracy"]
     for row in rows:
         assert row["natural_accuracy"] == pytest.approx(accuracy)
         assert row["certified_accuracy"] <= row["adversarial_accuracy"] <= row["natural_accuracy"]
         assert row["audit"]["sound"] is True
-        assert row["audit"]["controls"]["num_moved_at_zero"] == 0
+        np.testing.assert_array_equal(np.mean(np.asarray(row["margins"]) < 0), row["adversarial_accuracy"])
         assert 0 <= dict(row["audit"]["controls"]["rival_accuracies"])["Square"] <= row["natural_accuracy"]
     assert rows[0]["certified_accuracy"] == rows[0]["natural_accuracy"]  # at radius 0 only rounding is left
     study = load_json(out / "results.json")["studies"][0]
     labels = [series["label"] for series in study["figures"][0]["series"]]
-    assert labels == ["natural", "adversarial (fgsm)", "certified"]
-    assert "radius 0.02: natural" in capsys.readouterr().out
+    assert labels == ["natural", "adversarial (fgsm)", "nearest wrong point found", "certified"]
+    assert rows[0]["audit"]["controls"]["radii"] == []  # growing begins at the largest radius
+    assert rows[1]["audit"]["controls"]["radii"][0] == 0.04
+    printed = capsys.readouterr().out
+    assert "radius 0.02: natural" in printed
+    assert "distance to the nearest wrong point (linf): median at most 0.0" in printed
 
 
 @pytest.mark.slow
@@ -72,7 +84,7 @@ def test_a_certificate_that_an_attack_refutes_stops_the_command(
         return Certificate(jnp.full(len(xs), 99.0), jnp.ones(len(xs), bool))
 
     monkeypatch.setattr(_attack, "certify_batch", lie)
-    arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.02"]
+    arguments = ["--run", str(saved_run), "--attack", "fgsm", "--radii", "0.02", "--no-controls", "--no-minimum-radii"]
     assert main(["attack", "--out", str(tmp_path / "attack"), *arguments]) == 4
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "went below the certified margin" in line
@@ -81,7 +93,7 @@ def test_a_certificate_that_an_attack_refutes_stops_the_command(
 @pytest.mark.slow
 def test_a_kernel_regression_is_attacked_and_certified_in_this_order(tmp_path: Path) -> None:
     out = tmp_path / "attack"
-    small = ["--num-train", "40", "--num-test", "30", "--num-examples", "12", "--num-steps", "4"]
+    small = ["--num-train", "40", "--num-test", "30", "--num-examples", "12", "--num-steps", "4", "--no-controls"]
     arguments = ["--out", str(out), *small, "--num-hidden-layers", "1", "--norm", "l2", "--radii", "0.0", "0.05", "3.0"]
     assert main(["attack", *arguments]) == 0
     rows = load_json(out / "attack.json")["radii"]
@@ -185,7 +197,7 @@ def test_each_attack_has_its_own_budget_where_none_is_given() -> None:
 
 
 def test_an_ensemble_is_held_to_certificates_example_by_example() -> None:
-    ensemble = AutoAttackResult(1.0, 0.5, {}, np.asarray([True, False]), jnp.zeros((2, 3)))
+    ensemble = AutoAttackResult(1.0, 0.5, {}, np.asarray([True, False]), jnp.zeros((2, 3)), jnp.ones(2))
     _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([True, False])), ensemble)
     with pytest.raises(ArithmeticError, match="the first is example 1"):  # both accuracies are 0.5
         _attack._check_order(Certificate(jnp.ones(2), jnp.asarray([False, True])), ensemble)
@@ -200,13 +212,35 @@ def test_findings_about_the_first_attack_are_held_against_the_ensemble() -> None
         findings=tuple(Finding(name, "weakness", "Something.") for name in names),
     )
     points = jnp.zeros((2, 3))
-    evaluation = Evaluation(1.0, 1.0, 0.0, 0.0, jnp.asarray([-1.0, -1.0]), audit, points)
-    ensemble = AutoAttackResult(1.0, 0.5, {}, np.asarray([True, False]), points + 1)
+    margins, unknown = jnp.asarray([-1.0, -1.0]), jnp.asarray([np.inf, np.inf])
+    evaluation = Evaluation(1.0, 1.0, 0.0, 0.0, margins, margins, jnp.full(2, 0.1), unknown, audit, points)
+    ensemble = AutoAttackResult(
+        1.0, 0.5, {"apgd-ce": 1.0, "square": 0.5}, np.asarray([True, False]), points + 1, jnp.asarray([np.inf, 0.08])
+    )
     result = AtRadius(0.1, evaluation, ensemble, None)
     assert result.adversarial_accuracy == 0.5
     np.testing.assert_array_equal(result.x_adv[:, 0], [0.0, 1.0])
     # FGSM is no stronger than the ensemble, its step on the margin is.
-    assert [finding.name for finding in result.findings] == ["margin-step-better", "flat-loss"]
-    assert all(finding.message == "Of APGD on the cross-entropy alone: Something." for finding in result.findings)
+    *first, masked = result.findings
+    assert [finding.name for finding in first] == ["margin-step-better", "flat-loss"]
+    assert all(finding.message == "Of APGD on the cross-entropy alone: Something." for finding in first)
+    # Square, the last of the ensemble, turned what gradients did not.
+    assert masked.name == "rival-better"
+    assert "from 100.00% to 50.00%" in masked.message
     alone = AtRadius(0.1, evaluation, None, None)
     assert [finding.name for finding in alone.findings] == list(names)
+    # Distances are known from all attacks and radii together.
+    np.testing.assert_array_equal(minimum_radii([result, alone]), [np.inf, 0.08])
+
+
+def test_a_wrong_point_within_a_radius_certified_elsewhere_stops_the_command() -> None:
+    _attack._check_radii(np.asarray([0.0, 0.3, np.inf]), np.asarray([0.0, 0.2, 0.2]))
+    _attack._check_radii(np.asarray([0.0]), None)
+    with pytest.raises(ArithmeticError, match=r"1 examples have .* \(example 1: at distance 0.1\)"):
+        _attack._check_radii(np.asarray([0.0, 0.1]), np.asarray([0.0, 0.2]))
+
+
+def test_the_curve_of_distances_steps_down_where_they_lie() -> None:
+    drawn = _steps("found", np.asarray([0.0, 0.02, 0.05, np.inf]), 0.1)
+    assert drawn.x == [0.0, 0.02, 0.02, 0.05, 0.05, 0.1]
+    assert drawn.y == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25]
