@@ -10,14 +10,25 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from ntk_robust._core import provenance
 from ntk_robust.cli._arguments import Train
 from ntk_robust.data import Dataset, load_dataset, subset
-from ntk_robust.models import AbstractActivation, Convolutional, Erf, FullyConnected, Gelu, Relu, Softplus, Tanh
+from ntk_robust.models import (
+    AbstractActivation,
+    AbstractModel,
+    Convolutional,
+    Erf,
+    FullyConnected,
+    Gelu,
+    Relu,
+    Softplus,
+    Tanh,
+)
 from ntk_robust.studies import Study
 from ntk_robust.theory import Verdict
+from ntk_robust.training import Centered, Linearized
 
 EXIT_CODES = {Verdict.SUPPORTED: 0, Verdict.VIOLATED: 1, Verdict.INCONCLUSIVE: 3, Verdict.NOT_APPLICABLE: 3}
 _ACTIVATIONS = {"relu": Relu, "erf": Erf, "gelu": Gelu, "softplus": Softplus, "tanh": Tanh}
@@ -95,6 +106,17 @@ def network(command: Train, dataset: Dataset) -> FullyConnected | Convolutional:
         parameterization=command.parameterization,
         trainable=command.trainable,
     )
+
+
+def trained_fn(model: AbstractModel, dynamics: str, anchor: PyTree) -> Callable[..., Any]:
+    """What a training command trains: the network, or its tangent at the weights `anchor`."""
+    match dynamics:
+        case "linearized":
+            return Linearized(model.apply, anchor)
+        case "centered":
+            return Linearized(Centered(model.apply, anchor), anchor)
+        case _:
+            return model.apply
 
 
 def arrays_by_path(tree: Any) -> dict[str, np.ndarray]:

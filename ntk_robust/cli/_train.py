@@ -1,87 +1,78 @@
 """One adversarial training run, measured."""
 
-import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import equinox as eqx
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from ntk_robust._core import to_jsonable
-from ntk_robust.attacks import (
-    FGSM,
-    PGD,
-    AbstractAttack,
-    AbstractPerturbationSet,
-    Box,
-    Identity,
-    L2Ball,
-    LinfBall,
-    evaluate,
-)
+from ntk_robust.attacks import PGD, evaluate
 from ntk_robust.cli._arguments import Train
-from ntk_robust.cli._common import arrays_by_path, examples, named_key, network, run_record
+from ntk_robust.cli._common import arrays_by_path, named_key, run_record, trained_fn
 from ntk_robust.cli._files import save_arrays
 from ntk_robust.cli._progress import display
 from ntk_robust.cli._terminal import say, warn
 from ntk_robust.cli._train_report import training_study
-from ntk_robust.data import Dataset
-from ntk_robust.kernels import empirical_ntk
-from ntk_robust.losses import CrossEntropy
-from ntk_robust.models import AbstractModel
+from ntk_robust.cli._train_setup import Setup, check_options, optimizer_of, set_up
 from ntk_robust.report import prepare_report_folder, write_report
 from ntk_robust.training import (
-    AbstractMethod,
-    AbstractWeightSet,
-    Adversarial,
     Checkpoints,
     DisplacementProbe,
-    Free,
-    FrobeniusBall,
     KernelDriftProbe,
-    LayerwiseFrobeniusBall,
     LinearizationProbe,
-    Mart,
     NaturalProbe,
-    NeuronBall,
-    Trades,
     TrainingResult,
-    WeightPerturbed,
     fit,
+    join_runs,
+    parameter_displacement,
     save_history,
 )
 
 _CHECKPOINTS = "checkpoints"
 # Options that do not change what is trained.
 _FREE_ON_RESUME = {"out", "resume", "data_dir", "evaluation_steps"}
-_WEIGHT_SETS: dict[str, Callable[[float], AbstractWeightSet]] = {
-    "layers": LayerwiseFrobeniusBall,
-    "all": FrobeniusBall,
-    "neurons": NeuronBall,
-}
 
 
-class _Setup(NamedTuple):
-    model: AbstractModel
-    params_0: PyTree
-    dataset: Dataset
-    attack: AbstractAttack
-    perturbations: AbstractPerturbationSet
-    loss: CrossEntropy
-    method: AbstractMethod
-    constraint: AbstractWeightSet | None
-    kernel_fn: Callable[[PyTree], Float[Array, "n n"]] | None
+class _Phase(NamedTuple):
+    """A part of the run that trains one function of the weights, from one step to another."""
+
+    dynamics: str
+    begin: int
+    end: int
+
+
+class _Reached(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        result: Everything so far, all phases as one.
+        apply_fn: What is trained.
+        kernel_params: The weights whose kernel it has: its own, or those of its tangent.
+    """
+
+    result: TrainingResult
+    apply_fn: Callable[..., Any]
+    kernel_params: PyTree
+
+
+class _KernelOfTangent(eqx.Module):
+    """A kernel that does not depend on the weights."""
+
+    gram: Float[Array, "n n"]
+
+    def __call__(self, params: PyTree) -> Float[Array, "n n"]:
+        del params
+        return self.gram
 
 
 def train(command: Train) -> int:
     """Trains, writes after every measurement, and ends with an evaluation; code 1 if numbers overflowed."""
-    _check(command)
-    setup = _set_up(command)
+    check_options(command)
+    setup = set_up(command)
     folder = prepare_report_folder(command.out)
     if (folder / _CHECKPOINTS).exists() and not command.resume:
         raise ValueError(f"--out {folder} holds a run; go on with it by --resume, or name another folder")
@@ -91,15 +82,20 @@ def train(command: Train) -> int:
         _check_same_options(folder, run["arguments"])
     else:
         write_report(folder, run=run, pending=["training"], title=_TITLE)
-    latest: list[TrainingResult] = []
+    latest: list[_Reached] = []
+    mask = setup.model.trainable_mask(setup.params_0)
+    layers = eqx.filter_eval_shape(parameter_displacement, setup.params_0, setup.params_0, trainable=mask).layers
 
     def write(evaluation: dict[str, Any], pending: tuple[str, ...]) -> Path:
+        grams = None
+        if setup.kernel_fn is not None:
+            grams = setup.kernel_fn(setup.params_0), setup.kernel_fn(latest[-1].kernel_params)
         study = training_study(
-            latest[-1],
-            model=setup.model,
-            params_0=setup.params_0,
+            latest[-1].result,
+            layers=layers,
             dataset=setup.dataset,
-            kernel_fn=setup.kernel_fn,
+            dynamics=_in_words(command),
+            grams=grams,
             evaluation=evaluation,
         )
         return write_report(folder, studies=[study], run=run, pending=pending, title=_TITLE, summary=_SUMMARY)
@@ -108,66 +104,35 @@ def train(command: Train) -> int:
         with display() as progress:
             with progress.task(f"training on {setup.dataset.name}", command.num_steps) as task:
 
-                def keep(result: TrainingResult) -> None:
-                    task.advance(result.num_steps - (latest[-1].num_steps if latest else 0), **_figures(result))
-                    latest.append(result)
+                def keep(reached: _Reached) -> None:
+                    result = reached.result
+                    task.advance(result.num_steps - (latest[-1].result.num_steps if latest else 0), **_figures(result))
+                    latest.append(reached)
                     del latest[:-1]
                     save_arrays(folder / "params.npz", arrays_by_path(result.params))
                     save_history(folder, result, about={"command": "train", "arguments": run["arguments"]})
 
-                keep(_fit(command, setup, folder, keep))
+                _fit(command, setup, folder, keep)
             with progress.task("evaluation"):
-                evaluation = _evaluate(command, setup, latest[-1].params)
+                evaluation = _evaluate(command, setup, latest[-1])
     except KeyboardInterrupt:
         if not latest:
             raise
         write({}, ("rest of the training and its evaluation",))
-        finished = f"{latest[-1].num_steps} of {command.num_steps} steps are in {folder}"
+        finished = f"{latest[-1].result.num_steps} of {command.num_steps} steps are in {folder}"
         raise KeyboardInterrupt(f"{finished}; the same command with --resume goes on") from None
     page = write(evaluation, ())
     for part, numbers in evaluation.items():
         say(f"{part}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()))
     say(f"report: {page}")
-    if not latest[-1].finite:
-        warn(latest[-1].message)
+    if not latest[-1].result.finite:
+        warn(latest[-1].result.message)
         return 1
     return 0
 
 
 _TITLE = "Adversarial training"
 _SUMMARY = "One run: how far the weights and the kernel moved, and what it bought."
-
-
-def _check(command: Train) -> None:
-    """Refuses what the library would refuse later, in the words of the options."""
-    if not 0 < command.learning_rate < math.inf:
-        raise ValueError(f"--learning-rate is {command.learning_rate}; give a positive number")
-    if not 0 <= command.momentum < 1:
-        raise ValueError(f"--momentum is {command.momentum}; give a number from 0 to below 1")
-    if not 0 <= command.kernel_points <= command.num_train:
-        raise ValueError(f"--kernel-points is {command.kernel_points}; give 0 to {command.num_train} (--num-train)")
-    if command.num_steps < 1 or command.probe_every < 1:
-        raise ValueError(
-            f"--num-steps is {command.num_steps} and --probe-every {command.probe_every}; both must be at least 1"
-        )
-    if command.batch_size is not None and not 1 <= command.batch_size <= command.num_train:
-        raise ValueError(f"--batch-size is {command.batch_size}; give 1 to {command.num_train} (--num-train)")
-    if command.evaluation_steps < 0:
-        raise ValueError(f"--evaluation-steps is {command.evaluation_steps}; give 0 or more")
-    if command.method == "adversarial" and command.method_parameter is not None:
-        raise ValueError(
-            f"--method-parameter is {command.method_parameter} and --method adversarial has none; leave it out, or "
-            "give trades, mart, awp or free"
-        )
-    if command.method == "trades" and command.attack in ("none", "fgsm"):
-        raise ValueError(
-            f"--attack is {command.attack} and --method trades attacks a divergence that is flat at the example, which "
-            "needs a random start; give pgd or fgsm-rs"
-        )
-    if command.method == "free" and command.attack == "none":
-        raise ValueError(
-            "--attack is none and --method free always perturbs the examples; leave --method out for natural training"
-        )
 
 
 def _check_same_options(folder: Path, arguments: dict[str, Any]) -> None:
@@ -187,106 +152,90 @@ def _check_same_options(folder: Path, arguments: dict[str, Any]) -> None:
         )
 
 
-def _set_up(command: Train) -> _Setup:
-    dataset = examples(command)
-    model = network(command, dataset)
-    ball = {"linf": LinfBall, "l2": L2Ball}[command.norm]
-    params_0 = model.init(key=named_key(command.seed, "network"), dtype=np.dtype(command.dtype))
-    kernel_fn = None
-    if command.kernel_points:
-        points = dataset.x_train[: command.kernel_points]
-        kernel_fn = jax.jit(functools.partial(_kernel, model, points))
-    return _Setup(
-        model=model,
-        params_0=params_0,
-        dataset=dataset,
-        attack=_attack(command, command.attack_steps),
-        perturbations=ball(command.epsilon, box=Box(*dataset.box)),
-        loss=CrossEntropy(),
-        method=_method(command),
-        constraint=None if command.weight_radius is None else _WEIGHT_SETS[command.weight_set](command.weight_radius),
-        kernel_fn=kernel_fn,
+def _phases(command: Train) -> list[_Phase]:
+    if command.switch_at is None:
+        return [_Phase(command.dynamics, 0, command.num_steps)]
+    return [_Phase("network", 0, command.switch_at), _Phase(command.dynamics, command.switch_at, command.num_steps)]
+
+
+def _in_words(command: Train) -> str:
+    """What was trained, as a sentence for the report; empty where it was the network."""
+    if command.dynamics == "network":
+        return ""
+    where = "at initialization" if command.switch_at is None else f"at the weights after step {command.switch_at}"
+    output = " without its output there" if command.dynamics == "centered" else ""
+    since = "" if command.switch_at is None else f" from step {command.switch_at} on"
+    return (
+        f" What was trained{since} is the tangent of the network {where}{output}: its kernel does not move. Losses, "
+        "accuracies and the kernel are those of what is trained."
     )
 
 
-def _kernel(model: AbstractModel, points: Float[Array, "n d"], params: PyTree) -> Float[Array, "n n"]:
-    return empirical_ntk(model.apply, params, points, trainable=model.trainable_mask(params))
+def _fit(command: Train, setup: Setup, folder: Path, keep: Callable[[_Reached], None]) -> None:
+    """Trains phase after phase, and keeps what was reached after every measurement."""
+    done: TrainingResult | None = None
+    for phase in _phases(command):
+        done = _fit_phase(command, setup, phase, done, folder=folder, keep=keep)
+        if not done.finite:
+            break
 
 
-def _attack(command: Train, num_steps: int) -> AbstractAttack:
-    match command.attack:
-        case "none":
-            return Identity()
-        case "fgsm":
-            return FGSM()
-        case "fgsm-rs":
-            return PGD(num_steps=1, relative_step=1.25, random_start=True)
-        case "pgd":
-            # Steps that add up to 2.5 radii can cross the set and come back, however many there are.
-            return PGD(num_steps=num_steps, relative_step=2.5 / max(num_steps, 1))
-
-
-def _method(command: Train) -> AbstractMethod:
-    parameter = command.method_parameter
-    match command.method:
-        case "adversarial":
-            return Adversarial()
-        case "trades":
-            return Trades() if parameter is None else Trades(parameter)
-        case "mart":
-            return Mart() if parameter is None else Mart(parameter)
-        case "awp":
-            return WeightPerturbed(Adversarial()) if parameter is None else WeightPerturbed(Adversarial(), parameter)
-        case "free":
-            if parameter is not None and parameter != int(parameter):
-                raise ValueError(f"--method-parameter is {parameter}; free takes a whole number of replays")
-            return Free() if parameter is None else Free(int(parameter))
-
-
-def _optimizer(command: Train) -> optax.GradientTransformation:
-    rate = command.learning_rate
-    schedule = optax.cosine_decay_schedule(rate, command.num_steps) if command.schedule == "cosine" else rate
-    match command.optimizer:
-        case "sgd":
-            return optax.sgd(schedule)
-        case "momentum":
-            return optax.sgd(schedule, momentum=command.momentum)
-        case "adam":
-            return optax.adam(schedule, b1=command.momentum)
-
-
-def _fit(command: Train, setup: _Setup, folder: Path, keep: Callable[[TrainingResult], None]) -> TrainingResult:
+def _fit_phase(
+    command: Train,
+    setup: Setup,
+    phase: _Phase,
+    before: TrainingResult | None,
+    *,
+    folder: Path,
+    keep: Callable[[_Reached], None],
+) -> TrainingResult:
+    """All of the run up to the end of a phase, of which `before` is what came before it."""
     model, dataset, params_0 = setup.model, setup.dataset, setup.params_0
+    start = params_0 if before is None else before.params
+    apply_fn, is_tangent = trained_fn(model, phase.dynamics, start), phase.dynamics != "network"
+    if is_tangent:
+        save_arrays(folder / "params_tangent.npz", arrays_by_path(start))
     mask = model.trainable_mask(params_0)
     probes: dict[str, Any] = {
         "displacement": DisplacementProbe(params_0, mask, command.width),
-        "train": NaturalProbe(model.apply, setup.loss, dataset.x_train, dataset.y_train),
-        "test": NaturalProbe(model.apply, setup.loss, dataset.x_test, dataset.y_test),
+        "train": NaturalProbe(apply_fn, setup.loss, dataset.x_train, dataset.y_train),
+        "test": NaturalProbe(apply_fn, setup.loss, dataset.x_test, dataset.y_test),
         "linearization": LinearizationProbe(model.apply, params_0, dataset.x_test),
     }
     if setup.kernel_fn is not None:
-        probes["kernel"] = KernelDriftProbe(setup.kernel_fn, setup.kernel_fn(params_0))
-    return fit(
-        model.apply,
-        params_0,
-        dataset.x_train,
-        dataset.y_train,
-        loss=setup.loss,
-        attack=setup.attack,
-        perturbations=setup.perturbations,
-        optimizer=_optimizer(command),
-        num_steps=command.num_steps,
-        method=setup.method,
-        trainable=mask,
-        constraint=setup.constraint,
-        batch_size=command.batch_size,
-        probes=probes,
-        probe_every=command.probe_every,
-        steps_per_chunk=command.probe_every,
-        checkpoints=Checkpoints(folder / _CHECKPOINTS, resume=command.resume),
-        callback=keep,
-        key=named_key(command.seed, "training"),
+        kernel_fn = _KernelOfTangent(setup.kernel_fn(start)) if is_tangent else setup.kernel_fn
+        probes["kernel"] = KernelDriftProbe(kernel_fn, setup.kernel_fn(params_0))
+
+    def so_far(result: TrainingResult) -> _Reached:
+        joined = result if before is None else join_runs(before, result)
+        return _Reached(joined, apply_fn, start if is_tangent else result.params)
+
+    reached = so_far(
+        fit(
+            apply_fn,
+            start,
+            dataset.x_train,
+            dataset.y_train,
+            loss=setup.loss,
+            attack=setup.attack,
+            perturbations=setup.perturbations,
+            optimizer=optimizer_of(command, phase.begin),
+            num_steps=phase.end - phase.begin,
+            method=setup.method,
+            trainable=mask,
+            constraint=setup.constraint,
+            anchor=params_0,
+            batch_size=command.batch_size,
+            probes=probes,
+            probe_every=command.probe_every,
+            steps_per_chunk=command.probe_every,
+            checkpoints=Checkpoints(folder / _CHECKPOINTS / phase.dynamics, resume=command.resume),
+            callback=lambda result: keep(so_far(result)),
+            key=named_key(command.seed, "training" if phase.begin == 0 else "training after the switch"),
+        )
     )
+    keep(reached)
+    return reached.result
 
 
 def _figures(result: TrainingResult) -> dict[str, float]:
@@ -302,7 +251,7 @@ def _figures(result: TrainingResult) -> dict[str, float]:
     return figures
 
 
-def _evaluate(command: Train, setup: _Setup, params: PyTree) -> dict[str, Any]:
+def _evaluate(command: Train, setup: Setup, reached: _Reached) -> dict[str, Any]:
     """Accuracies and losses on both parts, under the training attack (if there is one) and under a stronger one."""
     dataset = setup.dataset
     parts = {"train": (dataset.x_train, dataset.y_train), "test": (dataset.x_test, dataset.y_test)}
@@ -315,8 +264,8 @@ def _evaluate(command: Train, setup: _Setup, params: PyTree) -> dict[str, Any]:
     for name, (xs, ys) in parts.items():
         results = {
             label: evaluate(
-                setup.model.apply,
-                params,
+                reached.apply_fn,
+                reached.result.params,
                 xs,
                 ys,
                 attack=attack,

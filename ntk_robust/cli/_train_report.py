@@ -1,32 +1,38 @@
 """What one training run looks like as a study."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ntk_robust._core import Figure, Series, Table
 from ntk_robust.data import Dataset
-from ntk_robust.models import AbstractModel
 from ntk_robust.studies import Study
-from ntk_robust.training import TrainingResult, parameter_displacement
+from ntk_robust.training import TrainingResult
 
 
 def training_study(
     result: TrainingResult,
     *,
-    model: AbstractModel,
-    params_0: PyTree,
+    layers: tuple[str, ...],
     dataset: Dataset,
-    kernel_fn: Callable[[PyTree], Float[Array, "n n"]] | None,
+    dynamics: str,
+    grams: tuple[Float[Array, "n n"], Float[Array, "n n"]] | None,
     evaluation: dict[str, Any],
 ) -> Study:
-    """Curves of losses, accuracies, movement and kernel, spectra before and after, and the evaluation."""
-    layers = parameter_displacement(params_0, params_0, trainable=model.trainable_mask(params_0)).layers
+    """Curves of losses, accuracies, movement and kernel, spectra before and after, and the evaluation.
+
+    Args:
+        result: The run.
+        layers: Names of the layers that train.
+        dataset: What it was trained on.
+        dynamics: A sentence on what was trained, empty for the network itself.
+        grams: The kernel before and after, None where it was not measured.
+        evaluation: For each part of the data, numbers by name.
+    """
     figures = [_loss(result), *_probed(result, layers)]
-    if kernel_fn is not None:
-        figures.append(_spectra(kernel_fn, params_0, result))
+    if grams is not None:
+        figures.append(_spectra(*grams))
     columns = ["part", *(name.replace("_", " ") for name in next(iter(evaluation.values()), {"natural_accuracy": 0}))]
     table = Table(
         "evaluation",
@@ -35,7 +41,7 @@ def training_study(
         [(part, *numbers.values()) for part, numbers in evaluation.items()],
         caption="Accuracy under an attack is an upper bound of the robust accuracy.",
     )
-    text = f"{result.num_steps} steps on {len(dataset.x_train)} examples of {dataset.name}."
+    text = f"{result.num_steps} steps on {len(dataset.x_train)} examples of {dataset.name}.{dynamics}"
     projected = np.asarray(result.history["projected"])
     if projected.any():
         text += f" The constraint moved the weights in {int(projected.sum())} of them."
@@ -121,14 +127,14 @@ def _probed(result: TrainingResult, layers: tuple[str, ...]) -> list[Figure]:
     return figures
 
 
-def _spectra(kernel_fn: Callable[[PyTree], Float[Array, "n n"]], params_0: PyTree, result: TrainingResult) -> Figure:
-    def spectrum(label: str, params: PyTree, style: Literal["line", "dashed"]) -> Series:
-        eigenvalues = np.linalg.eigvalsh(np.asarray(kernel_fn(params)))[::-1]
+def _spectra(before: Float[Array, "n n"], after: Float[Array, "n n"]) -> Figure:
+    def spectrum(label: str, gram: Float[Array, "n n"], style: Literal["line", "dashed"]) -> Series:
+        eigenvalues = np.linalg.eigvalsh(np.asarray(gram))[::-1]
         rounding = eigenvalues[0] * len(eigenvalues) * np.finfo(eigenvalues.dtype).eps
         positive = eigenvalues[eigenvalues > rounding]
         return Series(label, list(range(1, len(positive) + 1)), positive.tolist(), style=style)
 
-    series = (spectrum("before", params_0, "dashed"), spectrum("after", result.params, "line"))
+    series = (spectrum("before", before, "dashed"), spectrum("after", after, "line"))
     return Figure(
         "spectra",
         "Eigenvalues of the empirical NTK",

@@ -241,7 +241,7 @@ def _check_finite(**arrays: Any) -> None:
     for name, array in arrays.items():
         if isinstance(array, jax.core.Tracer):  # inside of jit nan goes through
             continue
-        finite = np.asarray(jnp.isfinite(array))
+        finite = np.isfinite(np.asarray(array))  # by NumPy: under jit operations on constants are traced
         if not finite.all():
             where = tuple(map(int, np.unravel_index(int(np.argmin(finite)), finite.shape)))
             raise ValueError(f"{name} is {array[where]} at {where}; find out where it comes from")

@@ -38,7 +38,8 @@ def described(value: Any, depth: int = 0) -> Any:
         case Mapping():
             return {str(name): inner(item) for name, item in value.items()}
         case tuple() if hasattr(value, "_fields"):
-            return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in value._fields}}
+            names = value._fields  # pyright: ignore[reportAttributeAccessIssue]
+            return {"class": _name(type(value)), **{name: inner(getattr(value, name)) for name in names}}
         case list() | tuple():
             return [inner(item) for item in value]
         case functools.partial():

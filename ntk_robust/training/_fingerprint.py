@@ -44,7 +44,7 @@ def _package_digest() -> str:
     root = Path(__file__).parents[1]
     state = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in {"_core", "attacks", "losses", "models", "kernels", "training"}:
+        if path.relative_to(root).parts[0] in {"_core", "attacks", "certify", "losses", "models", "kernels", "training"}:
             state.update(str(path.relative_to(root)).encode())
             state.update(path.read_bytes())
     return state.hexdigest()[:16]

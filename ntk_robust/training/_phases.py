@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ntk_robust.training._fit import TrainingResult
@@ -37,7 +38,8 @@ def join_runs(first: TrainingResult, second: TrainingResult) -> TrainingResult:
         raise ValueError(f"the runs measured {measured[0]} and {measured[1]}; give both the same probes and record")
 
     def behind(one: Array, other: Array) -> Array:
-        return jnp.concatenate([one, other])
+        # On the host: a callback joins runs of other lengths each time, and a device compiles for each.
+        return jnp.asarray(np.concatenate([np.asarray(one), np.asarray(other)]))
 
     message = second.message and f"after a switch at step {first.num_steps}, from which steps are counted: "
     return TrainingResult(

@@ -138,6 +138,8 @@ def test_a_pattern_that_fits_nothing_is_misuse(capsys) -> None:
         (["train", "--method-parameter", "2"], ["--method-parameter is 2.0", "adversarial has none"]),
         (["train", "--method", "free", "--method-parameter", "2.5"], ["2.5", "whole number"]),
         (["train", "--momentum", "1"], ["--momentum is 1.0"]),
+        (["train", "--switch-at", "5"], ["--switch-at is 5", "nothing to switch to"]),
+        (["train", "--dynamics", "centered", "--switch-at", "500"], ["--switch-at is 500", "1 to 499"]),
         (["train", "--evaluation-steps", "-1"], ["--evaluation-steps is -1"]),
         (["kernel", "--num-hidden-layers", "0"], ["num_hidden_layers", "0"]),
         (["kernel", "--ridge", "-1"], ["--ridge is -1"]),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ntk_robust.attacks import PGD
-from ntk_robust.cli import _train, main
+from ntk_robust.cli import _train, _train_setup, main
 from ntk_robust.cli._arguments import Train
 from ntk_robust.cli._common import examples
 from ntk_robust.data import load_dataset
@@ -208,10 +208,66 @@ def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
     assert "--epsilon was 0.1 and is 0.2; --seed was 0 and is 1" in capsys.readouterr().err
     assert contents() == before
     # The same options and other code: only the fingerprint of the checkpoint sees it.
-    monkeypatch.setattr(_train, "_attack", lambda command, num_steps: PGD(num_steps=2, relative_step=0.7))
+    monkeypatch.setattr(_train_setup, "attack_of", lambda command, num_steps: PGD(num_steps=2, relative_step=0.7))
     assert main(["train", "--out", str(out), *options, "--resume"]) == 2
     assert "attack differ" in capsys.readouterr().err
     assert contents() == before
+
+
+@pytest.mark.slow
+def test_training_that_switches_to_its_centered_tangent_is_interrupted_resumed_and_attacked(
+    capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*SMALL_RUN, "--dynamics", "centered", "--switch-at", "13", "--schedule", "cosine"]
+    save, out, whole = _train.save_history, tmp_path / "out", tmp_path / "whole"
+
+    def interrupted(folder, result, **about):
+        save(folder, result, **about)
+        if result.num_steps == 23:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "save_history", interrupted)
+    assert main(["train", "--out", str(out), *options]) == 130
+    monkeypatch.undo()
+    assert "23 of 25 steps are in" in capsys.readouterr().err
+    assert main(["train", "--out", str(out), *options, "--resume"]) == 0
+    assert main(["train", "--out", str(whole), *options]) == 0
+    found, saved = load_history(out), load_history(whole)
+    assert all(np.array_equal(found.history[name], values) for name, values in saved.history.items())
+    assert saved.probe_steps.tolist() == [0, 10, 13, 13, 23, 25]
+    # Up to the switch it is the run that does not switch; there the output is zero, so that every class is as likely.
+    plain = tmp_path / "plain"
+    assert main(["train", "--out", str(plain), *SMALL_RUN, "--schedule", "cosine"]) == 0
+    losses, expected = saved.history["surrogate_loss"], load_history(plain).history["surrogate_loss"]
+    assert np.array_equal(losses[:13], expected[:13])
+    assert losses[13] == pytest.approx(np.log(10))
+    assert losses[-1] < losses[13]
+    drift = saved.probes["kernel"]["kernel_drift"]
+    assert drift[0] == 0.0
+    assert drift[1] > 0.0
+    assert (drift[2:] == drift[2]).all()  # the kernel of a tangent does not move
+    moved = saved.probes["displacement"]["total"]
+    assert moved[2] == moved[3] < moved[-1]  # from the initialization, in both phases
+
+    # What it trained, in numpy: the derivative of the network at the weights of the switch.
+    part = examples(Train(num_train=30, num_test=20))
+    xs, ys = np.asarray(part.x_test), np.asarray(part.y_test)
+    with np.load(whole / "params_tangent.npz") as at, np.load(whole / "params.npz") as end:
+        (v0, w0), (v1, w1) = ([np.asarray(each[name]) for name in ("[0].weight", "[1].weight")] for each in (at, end))
+    scales = np.sqrt(2 / 64), np.sqrt(2 / 16)
+    before = scales[0] * xs @ v0.T
+    features, change = np.maximum(before, 0.0), (before > 0) * (scales[0] * xs @ (v1 - v0).T)
+    outputs = scales[1] * (features @ (w1 - w0).T + change @ w0.T)
+    accuracy = np.mean(outputs.argmax(axis=1) == ys)
+    assert saved.probes["test"]["natural_accuracy"][-1] == pytest.approx(accuracy)
+    text = load_json(whole / "results.json")["studies"][0]["text"]
+    assert "from step 13 on is the tangent of the network at the weights after step 13 without its output" in text
+
+    arguments = ["--run", str(whole), "--attack", "fgsm", "--radii", "0.0", "--num-examples", "20"]
+    assert main(["attack", "--out", str(tmp_path / "attack"), *arguments]) == 0
+    row = load_json(tmp_path / "attack" / "attack.json")["radii"][0]
+    assert row["natural_accuracy"] == pytest.approx(accuracy)
+    assert "no certificate is known for the tangent of a network" in capsys.readouterr().err
 
 
 @pytest.mark.slow

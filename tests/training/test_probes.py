@@ -46,6 +46,9 @@ def tangent_gram(params):
     return gram_at(params, XS)
 
 
+CONSTANT = 2.0 * tangent_gram(PARAMS)
+
+
 @pytest.fixture(scope="module")
 def result():
     return fit(
@@ -63,6 +66,7 @@ def result():
             "displacement": DisplacementProbe(PARAMS, width=8),
             "natural": NaturalProbe(MODEL.apply, Squared(), XS, YS),
             "kernel": KernelDriftProbe(tangent_gram, tangent_gram(PARAMS)),
+            "constant": KernelDriftProbe(lambda params: CONSTANT, tangent_gram(PARAMS)),
             "spectrum": KernelSpectrumProbe(tangent_gram, tangent_gram(PARAMS), 2),
             "patterns": FlippedPatternsProbe(MODEL.preactivations, PARAMS, XS),
             "adversarial": AdversarialProbe(ATTACKED),
@@ -255,6 +259,11 @@ def test_losses_without_a_known_worst_case_are_not_certified():
     labels = jnp.asarray([0, 1, 2, 3, 0], jnp.int32)
     with pytest.raises(ValueError, match="no worst case of DLR is known"):
         CertifiedProbe(MODEL, DLR(), LinfBall(0.1), XS, labels)
+
+
+def test_a_kernel_may_be_a_constant_of_the_program(result):
+    np.testing.assert_allclose(result.probes["constant"]["kernel_drift"], 1.0, rtol=1e-12)
+    np.testing.assert_allclose(result.probes["constant"]["kernel_growth"], 2.0, rtol=1e-12)
 
 
 def test_more_leading_eigenvalues_than_points_are_refused():
