@@ -258,6 +258,21 @@ def training_speed() -> str:
     return _markdown(columns, rows)
 
 
+def kill_matrix() -> str:
+    """Training runs killed and resumed."""
+    columns = ["run", "killed by signal 9 after steps", "went on, not anew", "bits of the uninterrupted run"]
+    rows = [
+        [
+            row["run"],
+            ", ".join(map(str, row["killed_after_steps"])),
+            "yes" if row["went_on"] else "**no**",
+            "the same" if row["same_bits"] else "**others**",
+        ]
+        for row in _results("bench_resume")["rows"]
+    ]
+    return _markdown(columns, rows)
+
+
 def _study(data: str, name: str) -> dict:
     return _results(f"studies_{data}")[name]["study"]
 
@@ -672,6 +687,7 @@ TABLES = {
     "empirical_choices": empirical_choices,
     "empirical_torch": empirical_torch,
     "training_speed": training_speed,
+    "kill_matrix": kill_matrix,
     "displacement_slopes": displacement_slopes,
     "mnist_displacement": mnist_displacement,
     "lazy_exits": lazy_exits,
