@@ -61,7 +61,9 @@ def attack_batch(
     """
     check_batch(xs, ys, perturbations)
     check_kind("attack", attack, AbstractAttack, "an attack, such as PGD()")
-    return run_batch(attack, objective_fn, xs, ys, perturbations, examples=jnp.asarray(np.arange(xs.shape[0])), key=key)
+    # One program for one radius and for many, Python's floats or arrays.
+    around = perturbations.with_epsilon(radii(perturbations, xs.shape[0]).astype(xs.dtype))
+    return run_batch(attack, objective_fn, xs, ys, around, examples=jnp.asarray(np.arange(xs.shape[0])), key=key)
 
 
 @eqx.filter_jit

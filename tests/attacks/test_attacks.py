@@ -223,6 +223,7 @@ def test_new_radii_steps_keys_and_inputs_do_not_compile_again(key):
     attack_batch(PGD(5, 0.3), counted, xs, ys, LinfBall(0.2, BOX), key=key)
     first = len(traces)
     attack_batch(PGD(5, 0.1), counted, xs / 2, -ys, LinfBall(0.05, Box(-1.0, 2.0)), key=jr.fold_in(key, 1))
+    attack_batch(PGD(5, 0.1), counted, xs, ys, LinfBall(jnp.linspace(0.0, 0.2, NUM), BOX), key=key)
     assert len(traces) == first > 0
     attack_batch(PGD(6, 0.1), counted, xs, ys, LinfBall(0.05, BOX), key=key)
     assert len(traces) > first
