@@ -55,12 +55,20 @@ def analytic_ntk(model: AbstractModel) -> AbstractKernel:
             # (m/2) Σ_h <x^(h-1), z^(h-1)> Π κ̇ with ‖x^(0)‖² = ‖x‖², twice that without an activation after A
             layers = (1.0,) * model.num_hidden_layers
             if model.first_activation:
-                return ZonalKernel(0.5 * model.width * model.num_hidden_layers, (0.0, *layers, 0.0))
-            return ZonalKernel(1.0 * model.width * model.num_hidden_layers, (*layers, 0.0))
+                return ZonalKernel(
+                    0.5 * model.width * model.num_hidden_layers, (0.0, *layers, 0.0), input_dim=model.input_dim
+                )
+            return ZonalKernel(1.0 * model.width * model.num_hidden_layers, (*layers, 0.0), input_dim=model.input_dim)
         case PairedTwoLayerNet():
             dual = dual_of(model.activation)
             return DenseKernel(
-                dual, input_scale=1.0, w_std=1.0, b_std=0.0, weight_terms=(1.0, 0.0), bias_terms=(0.0, 0.0)
+                dual,
+                input_scale=1.0,
+                w_std=1.0,
+                b_std=0.0,
+                weight_terms=(1.0, 0.0),
+                bias_terms=(0.0, 0.0),
+                input_dim=model.input_dim,
             )
         case Convolutional() | Attention():
             return NeuralTangentsKernel(model, "ntk")
@@ -97,8 +105,8 @@ def analytic_nngp(model: AbstractModel) -> AbstractKernel:
         case DeepReluNet():
             frozen = (0.0,) * model.num_hidden_layers
             if model.first_activation:
-                return ZonalKernel(1.0, (0.0, *frozen, 1.0))
-            return ZonalKernel(2.0, (*frozen, 1.0))
+                return ZonalKernel(1.0, (0.0, *frozen, 1.0), input_dim=model.input_dim)
+            return ZonalKernel(2.0, (*frozen, 1.0), input_dim=model.input_dim)
         case PairedTwoLayerNet():
             raise ValueError("the paired network's output at initialization is 0, so it has no NNGP; use analytic_ntk")
         case Convolutional() | Attention():
@@ -118,5 +126,8 @@ def _fully_connected(
     shallow = model.num_hidden_layers <= _MAX_ZONAL_LAYERS
     if isinstance(dual, PiecewiseLinearDual) and model.b_std == 0.0 and shallow:
         gain = (model.w_std**2 * dual.moment) ** model.num_hidden_layers
-        return ZonalKernel(sum(weight_terms) * gain / model.input_dim, weight_terms, dual.kink)
-    return DenseKernel(dual, 1.0 / model.input_dim, model.w_std, model.b_std, weight_terms, bias_terms)
+        return ZonalKernel(
+            sum(weight_terms) * gain / model.input_dim, weight_terms, dual.kink, input_dim=model.input_dim
+        )
+    scale, terms = 1.0 / model.input_dim, (weight_terms, bias_terms)
+    return DenseKernel(dual, scale, model.w_std, model.b_std, *terms, input_dim=model.input_dim)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._differences import Apart
+from ntk_robust.kernels._room import check_matrix_room
 
 Scalar = Union[float, Float[Array, ""]]  # noqa: UP007 - a forward reference in a union needs the typing form
 
@@ -33,6 +34,7 @@ class AbstractKernel(eqx.Module):
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """$k$ of all pairs of a row of `x1` and a row of `x2`; without `x2` of `x1` with itself, exactly symmetric."""
         check_points(x1, x2)
+        check_matrix_room(x1, x2)
         if x2 is not None:
             return jax.vmap(lambda x: jax.vmap(lambda z: self(x, z))(x2))(x1)
         upper = jnp.triu(self.gram(x1, x1))

@@ -13,7 +13,13 @@ from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._double import in_double, lost_by_rounding
-from ntk_robust.kernels._duals import AbstractClosedFormDual, AbstractDual, AbstractSmoothDual, PiecewiseLinearDual
+from ntk_robust.kernels._duals import (
+    AbstractClosedFormDual,
+    AbstractDual,
+    AbstractSmoothDual,
+    HermiteDual,
+    PiecewiseLinearDual,
+)
 from ntk_robust.kernels._pairs import Pair, coincident_pairs, pair, rows
 
 
@@ -36,6 +42,7 @@ class DenseKernel(AbstractDotProductKernel):
         b_std: $s_b$; 0 for no biases.
         weight_terms: $c_1 … c_{L+1}$.
         bias_terms: $e_1 … e_{L+1}$.
+        input_dim: Width of the points it takes; None for any.
     """
 
     dual: AbstractDual
@@ -54,6 +61,11 @@ class DenseKernel(AbstractDotProductKernel):
         if min(self.weight_terms + self.bias_terms) < 0.0:
             raise ValueError(f"terms {self.weight_terms}, {self.bias_terms} are negative; give numbers of at least 0")
 
+    @property
+    def is_smooth_at_zero(self) -> bool:
+        """Whether there is a derivative at the zero vector: biases or a smooth activation make one."""
+        return self.b_std > 0.0 or isinstance(self.dual, AbstractSmoothDual)
+
     @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle.
@@ -61,6 +73,8 @@ class DenseKernel(AbstractDotProductKernel):
         Smooth activations have no homogeneity that keeps rounding from piling up with depth: for float32 points their
         recursion, a few numbers for a pair, runs in float64.
         """
+        self._check_width(x, z)
+        x, z = self._placed(x), self._placed(z)
         pairs = pair(x, z)
         if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractSmoothDual):
             return self.of_pairs(pairs)
@@ -70,6 +84,8 @@ class DenseKernel(AbstractDotProductKernel):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine; in closed form as accurate as that of a pair."""
+        self._check_width(x)
+        x = self._placed(x)
         points = rows(x)
         pairs = coincident_pairs(points)
         if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractClosedFormDual):
@@ -153,19 +169,29 @@ class DenseKernel(AbstractDotProductKernel):
         $D_{l+1} = c_{l+1} D^\Sigma_l + s_w^2 (\dot\Sigma_l D_l + (\Theta_l(x,x) + \Theta_l(z,z)) (\dot\Sigma_l(x,x) -
         \dot\Sigma_l(x,z)))$, for activations whose slopes have one second moment at every scale.
         """
-        if isinstance(self.dual, AbstractSmoothDual):
-            return self._smooth_distance_squared(self.dual, x, z)
-        if not isinstance(self.dual, PiecewiseLinearDual):
+        self._check_width(x, z)
+        dual = self.dual
+        if isinstance(dual, HermiteDual):  # whose series needs an angle
+            is_zero = jnp.all(x == 0.0) | jnp.all(z == 0.0)
+            placed = jnp.where(is_zero, jnp.ones_like(x), x), jnp.where(is_zero, jnp.ones_like(z), z)
+            return jax.lax.cond(
+                is_zero,
+                lambda: super(DenseKernel, self).distance_squared(x, z),
+                lambda: self._smooth_distance_squared(dual, *placed),
+            )
+        if isinstance(dual, AbstractSmoothDual):
+            return self._smooth_distance_squared(dual, self._placed(x), self._placed(z))
+        if not isinstance(dual, PiecewiseLinearDual):
             return super().distance_squared(x, z)
-        gain = self.w_std**2 * self.dual.moment
-        features = pair(x, z).scaled(math.sqrt(self.input_scale))
+        gain = self.w_std**2 * dual.moment
+        features = pair(self._placed(x), self._placed(z)).scaled(math.sqrt(self.input_scale))
         distance = self.weight_terms[0] * _chord_squared(features)
         selves = self.weight_terms[0] * (features.norm_x**2 + features.norm_z**2) + 2.0 * self.bias_terms[0]
         for weight, bias in zip(self.weight_terms[1:], self.bias_terms[1:], strict=True):
             before, b = features.scaled(self.w_std), self.b_std**2
             if b:
                 before = _with_bias(before, b, jnp.sqrt(before.norm_x**2 + b), jnp.sqrt(before.norm_z**2 + b))
-            features, deficit = self.dual.features_and_slope_deficit(before)
+            features, deficit = dual.features_and_slope_deficit(before)
             distance = weight * _chord_squared(features) + gain * ((1.0 - deficit) * distance + deficit * selves)
             selves = weight * (features.norm_x**2 + features.norm_z**2) + 2.0 * bias + gain * selves
         return distance

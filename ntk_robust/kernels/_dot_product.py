@@ -3,6 +3,7 @@
 import abc
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +20,13 @@ from ntk_robust.kernels._pairs import (
     coincident_pairs,
     cross_pairs,
     is_round_of_rows,
+    off_zero,
     pair,
     pairs_around,
     rounded_pairs,
     rows,
 )
+from ntk_robust.kernels._room import check_matrix_room
 
 # Half of a symmetric matrix in blocks wins above this many rows; below it costs as much as the whole (two cores).
 _MIN_BLOCKED_ROWS = 3000
@@ -36,16 +39,27 @@ class AbstractDotProductKernel(AbstractKernel):
 
     Subclasses say $K$ elementwise; pairs, matrices and diagonals follow. Matrices cost one matrix product and one
     pass; pairs that almost coincide (or are almost opposite) are recomputed from differences of rows.
+
+    Attributes:
+        input_dim: Width of the points it takes; None for any.
     """
+
+    input_dim: int | None = eqx.field(default=None, static=True, kw_only=True)
 
     @abc.abstractmethod
     def of_pairs(self, pairs: Pair) -> Float[Array, "..."]:
         """$K$ of pairs whose parts broadcast against each other."""
 
+    @property
+    def is_smooth_at_zero(self) -> bool:
+        """Whether there is a derivative at the zero vector; if not, 0 is returned there."""
+        return False
+
     @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle."""
-        return self.of_pairs(pair(x, z))
+        self._check_width(x, z)
+        return self.of_pairs(pair(self._placed(x), self._placed(z)))
 
     def gram(
         self,
@@ -67,20 +81,36 @@ class AbstractDotProductKernel(AbstractKernel):
 
         Raises:
             ValueError: If `out` comes with `x2`, or has another shape or dtype; for points that are no matrix of floats
-                with rows, or of two widths.
+                with rows, of two widths or of another one than `input_dim`; for a matrix larger than the memory that is
+                there.
         """
-        check_points(x1, x2)
+        check_points(x1, x2, width=self.input_dim)
         n = x1.shape[0]
         if out is not None and x2 is not None:
             raise ValueError("out is for symmetric matrices, and x2 is given; leave one of them out")
         if out is not None and (out.shape, out.dtype) != ((n, n), x1.dtype):
             raise ValueError(f"out is {out.dtype}{out.shape} and the matrix {x1.dtype}{(n, n)}; make them agree")
+        if out is None:
+            check_matrix_room(x1, x2)
         return matrix_of_pairs(self, x1, x2, out)
 
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine."""
-        return self.of_pairs(coincident_pairs(rows(x)))
+        self._check_width(x)
+        return self.of_pairs(coincident_pairs(rows(self._placed(x))))
+
+    def _check_width(self, *points: Float[Array, "*n d"]) -> None:
+        for x in points:
+            if self.input_dim not in (None, x.shape[-1]):
+                raise ValueError(
+                    f"a point has {x.shape[-1]} coordinates and the kernel is that of a network of {self.input_dim} "
+                    "inputs; make them agree"
+                )
+
+    def _placed(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Points at which norm and cosine have the derivatives that the kernel has."""
+        return off_zero(x) if self.is_smooth_at_zero else x
 
 
 @compiled
@@ -88,6 +118,8 @@ def matrix_of_pairs(
     kernel: Any, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None, out: Any = None
 ) -> Any:
     """`kernel.of_pairs`, an array or a tree of them, for all pairs of rows."""
+    if kernel.is_smooth_at_zero:
+        x1, x2 = off_zero(x1), None if x2 is None else off_zero(x2)
     if x2 is not None:
         return _whole(kernel, x1, x2)
     if x1.shape[0] < (_MIN_BLOCKED_ROWS if out is None else 2**_HALVINGS):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ntk_robust.kernels._arc_cosine import arc_cosine_parts, slopes
 from ntk_robust.kernels._differences import Apart, change_of, expectations_apart
 from ntk_robust.kernels._pairs import Pair
+from ntk_robust.kernels._polynomials import sqrt_of_distance
 from ntk_robust.models import (
     Abs,
     AbstractActivation,
@@ -182,7 +183,7 @@ class QuadraticReluDual(AbstractClosedFormDual):
         safe = jnp.where(product > 0.0, product, 1.0)
         root = jnp.sqrt(safe)
         u = c / root
-        across = determinant / safe
+        across = determinant / root / root  # the square of the divisor, which its derivative takes, must not underflow
         acute = u >= 0.0
         near = jnp.where(acute, u, -u)
         complement = jnp.minimum(across / (1.0 + near), 1.0)
@@ -254,17 +255,24 @@ class HermiteDual(AbstractSmoothDual):
         return moment(self.activation, of_x[0], of_z[0]), moment(self.activation.derivative, of_x[1], of_z[1])
 
     def coefficients(self, std: Float[Array, "*shape"]) -> tuple[Float[Array, "k *shape"], Float[Array, "k *shape"]]:
-        r"""Hermite coefficients of $\sigma(r ·)$ and $\sigma'(r ·)$, one row per degree."""
+        r"""Hermite coefficients of $\sigma(r ·)$ and $\sigma'(r ·)$, one row per degree.
+
+        The former are $a_k(r) = r a'_{k-1}(r) / \sqrt k$ with those of the slope, by integration by parts.
+        """
         nodes, table = _trapezoid(self.num_terms)
         z = jnp.multiply.outer(jnp.asarray(nodes, std.dtype), std)
         table = jnp.asarray(table, std.dtype)
 
-        def project(values: Array) -> Array:
+        def project(table: Array, values: Array) -> Array:
             if values.ndim == 1:  # of one point: no matrix product, which `in_double` could not take
                 return jnp.sum(table * values[None, :], axis=1)
             return jnp.tensordot(table, values, axes=1, precision=jax.lax.Precision.HIGHEST)
 
-        return project(self.activation(z)), project(self.activation.derivative(z))
+        # E[σ(rg) h_k(g)] = r E[σ'(rg) h_{k-1}(g)] / √k: accurate relative to r, which the quadrature of σ is not
+        slopes = project(table, self.activation.derivative(z))
+        degrees = jnp.arange(1, self.num_terms, dtype=std.dtype).reshape(-1, *(1 for _ in std.shape))
+        rest = slopes[:-1] * std[None] / jnp.sqrt(degrees)
+        return jnp.concatenate([project(table[:1], self.activation(z)), rest]), slopes
 
     def truncation(self, std: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         r"""Tails $E[\sigma(r g)^2] - \sum_{k<K} a_k(r)^2$ of the value and of the slope; rounding can make them
@@ -306,7 +314,7 @@ def dual_of(activation: AbstractActivation) -> AbstractDual:
 
 def _features(mean: Array, second_x: Array, second_z: Array) -> Pair:
     """The pair with this product moment and these second moments."""
-    norm_x, norm_z = jnp.sqrt(second_x), jnp.sqrt(second_z)
+    norm_x, norm_z = sqrt_of_distance(second_x), sqrt_of_distance(second_z)
     product = norm_x * norm_z
     u = mean / jnp.where(product > 0.0, product, 1.0)
     near = 1.0 - jnp.abs(u)

@@ -21,6 +21,7 @@ from ntk_robust.kernels._empirical_generic import (
     num_outputs,
 )
 from ntk_robust.kernels._layerwise import Batch, has_layerwise, layerwise_diagonal, layerwise_ntk
+from ntk_robust.kernels._room import check_matrix_room
 from ntk_robust.models import AbstractModel
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -71,7 +72,7 @@ def empirical_ntk(
     Raises:
         ValueError: For an unknown option, no examples or (for a model's method) examples of another shape than the
             model takes, an output that is no array or has more than one axis, a mask or `params2` unlike `params`, or
-            "layerwise" for another function.
+            "layerwise" for another function; or a matrix larger than the memory that is there.
 
     Examples:
         An equinox module is its own weights:
@@ -106,6 +107,7 @@ def empirical_ntk(
             "method 'layerwise' needs apply_fn to be the apply method of a FullyConnected, DeepReluNet or "
             "PairedTwoLayerNet; give 'auto'"
         )
+    check_matrix_room(x1, x2, num_outputs(problem) ** 2 if outputs == "full" else 1)
     if model is not None and method in ("auto", "layerwise"):
         return _layerwise(model, problem)
     return generic_ntk(problem, _cheapest(problem) if method == "auto" else method)
@@ -200,6 +202,7 @@ def empirical_nngp(
     """
     _check_outputs(outputs)
     _check_examples(_model_of(apply_fn), x1, x2)
+    check_matrix_room(x1, x2)
     return _outer_outputs(apply_fn, params, x1, x2, outputs)
 
 

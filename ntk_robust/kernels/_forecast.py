@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,9 @@ import numpy as np
 
 from ntk_robust.kernels._base import AbstractKernel
 from ntk_robust.kernels._checks import check_examples, check_points, whole_number
+from ntk_robust.kernels._room import Device, device_available, disk_available, existing, memory_available
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, balanced, program_bytes, tile_values
 
-if TYPE_CHECKING:
-
-    class Device(Protocol):
-        """`jax.Device`, which type checkers do not take for a type."""
-
-        @property
-        def platform(self) -> str: ...
-        @property
-        def device_kind(self) -> str: ...
-        def memory_stats(self) -> Any: ...
-else:
-    Device = Any
 Destination = Any  # None, numpy.ndarray, tensorstore.TensorStore, jax.Device, str or os.PathLike
 
 _GIB = 2.0**30
@@ -209,23 +197,6 @@ def available(out: Destination) -> tuple[int | None, int | None, int | None]:
     )
 
 
-def memory_available() -> int | None:
-    """Bytes that can be had without swapping, within the limits of control groups; None where nothing says."""
-    known = [_meminfo(), *_control_groups()]
-    return min((size for size in known if size is not None), default=None)
-
-
-def device_available(device: Device) -> int | None:
-    """Free bytes of an accelerator; None for the host, and where the device does not say."""
-    stats = None if device.platform == "cpu" else device.memory_stats()
-    return None if stats is None or "bytes_limit" not in stats else stats["bytes_limit"] - stats["bytes_in_use"]
-
-
-def disk_available(path: Path) -> int:
-    """Free bytes of the file system that holds `path` or its first existing parent."""
-    return shutil.disk_usage(_existing(path)).free
-
-
 def _fit(needs: tuple[int, ...], room: tuple[int | None, ...]) -> bool:
     return all(free is None or needed <= free for needed, free in zip(needs, room, strict=True))
 
@@ -266,39 +237,8 @@ def _device(out: Destination) -> Device:
 
 def _seconds_to_write(folder: Path, num_bytes: int) -> float:
     start = time.perf_counter()
-    with tempfile.TemporaryFile(dir=_existing(folder)) as file:
+    with tempfile.TemporaryFile(dir=existing(folder)) as file:
         file.write(os.urandom(4096) * (num_bytes // 4096 + 1))
         file.flush()
         os.fsync(file.fileno())
     return time.perf_counter() - start
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-
-
-def _meminfo() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
-def _control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Free bytes under the limits of this process's control group (version 2) and the groups around it."""
-    try:
-        name = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return []
-    group, found = root / name.strip("/"), []
-    while group.is_relative_to(root):
-        try:
-            limit, used = ((group / f"memory.{what}").read_text().strip() for what in ("max", "current"))
-            cache = (group / "memory.stat").read_text().partition("inactive_file ")[2].split()
-            if limit != "max":  # the cache of files is given back when memory is short
-                found.append(int(limit) - int(used) + int(cache[0] if cache else 0))
-        except (OSError, ValueError):
-            pass
-        group = group.parent
-    return found

@@ -12,7 +12,6 @@ from ntk_robust._core import SilentProgress
 from ntk_robust.kernels._checks import check_values
 from ntk_robust.kernels._forecast import (
     Destination,
-    Device,
     checked,
     folder_of,
     needs,
@@ -21,6 +20,7 @@ from ntk_robust.kernels._forecast import (
     refuse_what_cannot_fit,
 )
 from ntk_robust.kernels._on_disk import on_disk
+from ntk_robust.kernels._room import Device
 from ntk_robust.kernels._tiles import KernelLike, TilePlan, padded_tile, tile_values
 
 if TYPE_CHECKING:

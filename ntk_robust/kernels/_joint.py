@@ -6,10 +6,12 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from ntk_robust.kernels._analytic import analytic_nngp, analytic_ntk
+from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel, matrix_of_pairs
-from ntk_robust.kernels._pairs import Pair, coincident_pairs, rows
+from ntk_robust.kernels._pairs import Pair, coincident_pairs, off_zero, rows
+from ntk_robust.kernels._room import check_matrix_room
 from ntk_robust.models import AbstractModel
 
 
@@ -36,18 +38,25 @@ class JointKernel(eqx.Module):
     ntk: AbstractDotProductKernel
     nngp: AbstractDotProductKernel
 
+    @property
+    def is_smooth_at_zero(self) -> bool:
+        """Whether there are derivatives at the zero vector."""
+        return self.ntk.is_smooth_at_zero
+
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> NtkAndNngp:
         """Both kernels of one pair."""
         return NtkAndNngp(self.ntk(x, z), self.nngp(x, z))
 
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> NtkAndNngp:
         """Both kernels of all pairs of rows; without `x2` of `x1` with itself, exactly symmetric."""
+        check_points(x1, x2, width=self.ntk.input_dim)
+        check_matrix_room(x1, x2, 2)
         return matrix_of_pairs(self, x1, x2)
 
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> NtkAndNngp:
         """Both kernels of each row with itself."""
-        return self.of_pairs(coincident_pairs(rows(x)))
+        return self.of_pairs(coincident_pairs(rows(off_zero(x) if self.is_smooth_at_zero else x)))
 
     def of_pairs(self, pairs: Pair) -> NtkAndNngp:
         """Both kernels of pairs whose parts broadcast against each other."""

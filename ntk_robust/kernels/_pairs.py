@@ -24,6 +24,9 @@ _FARTHEST, _LEAST_APART = 0.02, 0.05
 _ROUNDS_OF_ROWS = 3
 # Partners of a row whose derivative is taken from differences; rows with more twins than this are rare.
 _MAX_CLOSE_PARTNERS = 8
+# Entries of the point that stands for the zero vector where norms and cosines must have derivatives: its square does
+# not underflow, and nothing that is rounded sees it.
+_NEARLY_ZERO = {"float32": 1e-15, "float64": 1e-60}
 # Digits of a number that its tail keeps when it is cut in halves whose products are exact
 _TAIL_BITS = {"float32": (np.uint32, 12), "float64": (np.uint64, 27)}
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -94,6 +97,15 @@ def norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
 def rows(x: Float[Array, "n d"]) -> Rows:
     """Points and lengths."""
     return Rows(x, norm(x))
+
+
+def off_zero(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """The points, with one beside the zero vector in its place and the derivative of the identity.
+
+    There a kernel may be smooth, and norm and cosine, of which it is computed, are not.
+    """
+    is_zero = jnp.all(x == 0.0, axis=-1, keepdims=True)
+    return x + jnp.where(is_zero, jnp.asarray(_NEARLY_ZERO.get(str(x.dtype), 0.0), x.dtype), jnp.zeros((), x.dtype))
 
 
 def pair(x: Float[Array, " d"], z: Float[Array, " d"]) -> Pair:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
-from ntk_robust.kernels._pairs import Pair, cross_pairs, rows
+from ntk_robust.kernels._pairs import Pair, cross_pairs, off_zero, rows
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _PAIRS_AT_ONCE = 2**23  # 64 MiB in float64 for each of a handful of matrices
@@ -95,6 +95,12 @@ def of_pairs(kernel: AbstractKernel) -> OfPairs | None:
             return lambda pairs: first(pairs) + second(pairs)
         return lambda pairs: first(pairs) * second(pairs)
     return None
+
+
+def _is_smooth_at_zero(kernel: AbstractKernel) -> bool:
+    """Whether a part of the kernel has a derivative at the zero vector."""
+    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractDotProductKernel))
+    return any(part.is_smooth_at_zero for part in parts if isinstance(part, AbstractDotProductKernel))
 
 
 def _outputs(static: Any, parts: "_Parts", x: Array) -> Array:
@@ -171,10 +177,11 @@ def _gradients(
     static: Any, parts: _Parts, xs: Float[Array, "b d"], weights: Float[Array, "b k"]
 ) -> Float[Array, "b d"]:
     """Gradients of `weights` · f, one row of weights per point."""
-    entries = of_pairs(eqx.combine(parts.kernel, static))
+    kernel = eqx.combine(parts.kernel, static)
+    entries = of_pairs(kernel)
     if entries is None:
         return jax.vjp(lambda xs: _values(static, parts, xs), xs)[1](weights)[0]
-    here, there = rows(xs), rows(parts.x_train)
+    here, there = rows(off_zero(xs) if _is_smooth_at_zero(kernel) else xs), rows(parts.x_train)
     pairs = cross_pairs(here, there)
 
     def entries_at(complement: Array, norm_x: Array) -> Array:

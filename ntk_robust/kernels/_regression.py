@@ -8,6 +8,8 @@ import numpy as np
 import scipy  # loads its parts when they are first used
 from jaxtyping import Array, Float
 
+from ntk_robust.kernels._room import check_room
+
 Matrix = Array | np.ndarray
 
 _ROWS_CHECKED_AT_ONCE = 512
@@ -93,10 +95,10 @@ def kernel_regression(
 
     Raises:
         ValueError: If the ridge is negative, shapes disagree, the matrix is not symmetric, an entry is not finite, or
-            $K + \lambda I$ is not numerically positive definite (with a ridge that makes it so). Nothing is added
-            silently.
+            $K + \lambda I$ is not numerically positive definite (with a ridge that makes it so), or there is no room
+            for one more matrix. Nothing is added silently.
     """
-    k, y = _checked(k_train_train, targets, ridge)
+    k, y = _checked(k_train_train, targets, ridge, copies=1)
     matrix = _ridged(k, ridge)
     norm = scipy.linalg.norm(matrix, 1)
     factor = _cholesky(matrix, ridge)
@@ -138,7 +140,7 @@ def cross_validation_residuals(
     Raises:
         ValueError: As `kernel_regression`, and for folds that do not hold every example exactly once.
     """
-    k, y = _checked(k_train_train, targets, ridge)
+    k, y = _checked(k_train_train, targets, ridge, copies=2)
     factor = _cholesky(_ridged(k, ridge), ridge)
     inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(y), dtype=k.dtype), overwrite_b=True)
     dual = inverse @ y
@@ -244,9 +246,10 @@ def gradient_flow(
         The flow at any time; singular matrices are fine.
 
     Raises:
-        ValueError: If shapes disagree, the matrix is not symmetric, the ridge is negative or an entry is not finite.
+        ValueError: If shapes disagree, the matrix is not symmetric, the ridge is negative, an entry is not finite, or
+            there is no room for two more matrices.
     """
-    k, y = _checked(k_train_train, targets, ridge)
+    k, y = _checked(k_train_train, targets, ridge, copies=2)
     values, vectors = scipy.linalg.eigh(k)
     cutoff = len(y) * float(np.finfo(k.dtype).eps) * max(float(values[-1]), 0.0)
     return GradientFlow(values, vectors, y, float(ridge), cutoff)
@@ -257,8 +260,8 @@ def _ensemble_covariance(response: np.ndarray, test_test: Any, test_train: Any, 
     return np.asarray(test_test) - crossed - crossed.T + response @ np.asarray(train_train) @ response.T
 
 
-def _checked(k: Matrix, targets: Matrix, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix and targets in one dtype, on the host."""
+def _checked(k: Matrix, targets: Matrix, ridge: float, *, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and targets in one dtype, on the host, where there is room for this many more of such matrices."""
     matrix, y = np.asarray(k), np.asarray(targets)
     if y.ndim != 2:
         raise ValueError(f"the targets have shape {y.shape}; give a column for each output, y[:, None] for one")
@@ -270,6 +273,11 @@ def _checked(k: Matrix, targets: Matrix, ridge: float) -> tuple[np.ndarray, np.n
         )
     if not (np.isfinite(ridge) and ridge >= 0.0):
         raise ValueError(f"ridge is {ridge}; give a finite number of at least 0")
+    check_room(
+        copies * matrix.nbytes,
+        f"an exact solution for a matrix of {len(y)} x {len(y)} {matrix.dtype}",
+        "take conjugate_gradients, which copies no matrix",
+    )
     blocks = range(0, len(y), _ROWS_CHECKED_AT_ONCE)
     if not (np.all(np.isfinite(y)) and all(np.all(np.isfinite(matrix[i : i + _ROWS_CHECKED_AT_ONCE])) for i in blocks)):
         raise ValueError("the kernel matrix or the targets hold nan or infinite entries; find out where they come from")

@@ -1,5 +1,6 @@
 """Kernels of infinitely wide convolutional and attention networks, through neural-tangents."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,6 +15,7 @@ from ntk_robust.kernels._base import AbstractKernel
 from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._neural_tangents import load_neural_tangents
+from ntk_robust.kernels._room import check_matrix_room
 from ntk_robust.models import (
     Abs,
     Attention,
@@ -55,26 +57,41 @@ class NeuralTangentsKernel(AbstractKernel):
         """The kernel of two flat examples."""
         return self.gram(x[None], z[None])[0, 0]
 
-    @compiled
     def gram(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None) -> Float[Array, "n1 n2"]:
         """The kernel of all pairs of rows, each a flat example; without `x2` exactly symmetric.
 
         Raises:
-            ValueError: If there are no rows, or they are not of the size of the network's input.
+            ValueError: If there are no rows, they are not of the size of the network's input, or what neural-tangents
+                keeps of all pairs at once (a number for each pixel or token, for each pair of those with attention or
+                pooling) is larger than the memory that is there.
         """
         check_points(x1, x2, width=self.model.input_dim)
-        shape = self.model.image_shape if isinstance(self.model, Convolutional) else self.model.sequence_shape
-        examples = [None if x is None else x.reshape(-1, *shape) for x in (x1, x2)]
-        with warnings.catch_warnings():
-            # it repeats what the description of `Attention` says: queries are keys
-            warnings.filterwarnings("ignore", "Linear scaling attention used")
-            matrix = _kernel_fn(self.model)(*examples, self.which).astype(x1.dtype)
-        return matrix if x2 is not None else jnp.triu(matrix) + jnp.triu(matrix, 1).T
+        check_matrix_room(x1, x2, self._numbers_of_pair)
+        return self._matrix(x1, x2)
 
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The kernel of each row with itself."""
         return jax.lax.map(lambda row: self(row, row), x)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """Of one example as the network takes it, channels last."""
+        return self.model.image_shape if isinstance(self.model, Convolutional) else self.model.sequence_shape
+
+    @property
+    def _numbers_of_pair(self) -> int:
+        positions = math.prod(self._shape[:-1])
+        return positions**2 if isinstance(self.model, Attention) or self.model.pooling == "average" else positions
+
+    @compiled
+    def _matrix(self, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None) -> Float[Array, "n1 n2"]:
+        examples = [None if x is None else x.reshape(-1, *self._shape) for x in (x1, x2)]
+        with warnings.catch_warnings():
+            # it repeats what the description of `Attention` says: queries are keys
+            warnings.filterwarnings("ignore", "Linear scaling attention used")
+            matrix = _kernel_fn(self.model)(*examples, self.which).astype(x1.dtype)
+        return matrix if x2 is not None else jnp.triu(matrix) + jnp.triu(matrix, 1).T
 
 
 _LAYERS: dict[type, Callable[[Any, Any], Any]] = {

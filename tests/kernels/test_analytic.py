@@ -26,11 +26,13 @@ from ntk_robust.kernels import (
 from ntk_robust.models import (
     Abs,
     DeepReluNet,
+    Erf,
     FullyConnected,
     Gelu,
     LeakyRelu,
     PairedTwoLayerNet,
     QuadraticRelu,
+    Relu,
     Softplus,
     Tanh,
 )
@@ -309,6 +311,57 @@ def test_derivatives_match_finite_differences_and_are_finite_at_coincident_point
     matrix = jax.jit(jax.grad(lambda v: jnp.sum(kernel.gram(jnp.stack([v, z]), jnp.stack([x, z, close])) ** 2)))(x)
     assert bool(jnp.all(jnp.isfinite(matrix)))
     assert float(gradient(x, close) @ direction) != 0.0
+
+
+def _at_zero(activation, b_std, ways, dtype):
+    """Derivatives at the zero vector beside finite differences, both for two other points and relative to the latter"""
+    kernel = analytic_ntk(FullyConnected(3, 1, 2, "scalar", activation=activation, b_std=b_std))
+    z = jnp.asarray(np.random.default_rng(8).normal(size=(2, 3)))
+    step = 1e-4
+    around = np.asarray(kernel.gram(jnp.concatenate([step * jnp.eye(3), -step * jnp.eye(3)]), z))
+    numeric = ((around[:3] - around[3:]) / (2 * step)).T
+    computed = jax.jit(lambda x, z: [way(kernel, x, z) for way in ways])(jnp.zeros(3, dtype), z.astype(dtype))
+    size = max(0.1, np.max(np.abs(numeric)))
+    return [np.asarray(value, float) / size for value in computed], numeric / size
+
+
+def _by_pairs(kernel, x, z):
+    return jax.vmap(jax.grad(kernel), (None, 0))(x, z)
+
+
+def _by_predictor(kernel, x, z):
+    return jax.jacrev(KernelPredictor(kernel, z, jnp.eye(2, dtype=z.dtype)))(x)
+
+
+def _by_matrix(kernel, x, z):
+    return jax.jacrev(lambda x: kernel.gram(x[None], z)[0])(x)
+
+
+def _by_distance(kernel, x, z):
+    return -0.5 * jax.vmap(jax.grad(kernel.distance_squared), (None, 0))(x, z)
+
+
+def test_derivatives_at_the_zero_vector_match_finite_differences_where_the_kernel_is_smooth():
+    (pairs, predictor), numeric = _at_zero(Erf(), 0.0, (_by_pairs, _by_predictor), "float64")
+    np.testing.assert_allclose(pairs, numeric, rtol=0.0, atol=1e-7)
+    np.testing.assert_allclose(predictor, numeric, rtol=0.0, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "b_std", "ways"),
+    [
+        (Relu(), 0.3, (_by_pairs, _by_predictor, _by_matrix, _by_distance)),
+        (Softplus(), 0.0, (_by_pairs, _by_predictor, _by_matrix, _by_distance)),
+        (QuadraticRelu(), 0.0, (_by_predictor,)),
+        (Tanh(), 0.3, (_by_predictor, _by_matrix)),
+    ],
+    ids=["relu", "softplus", "quadratic relu", "tanh"],
+)
+def test_all_derivatives_at_the_zero_vector_match_finite_differences_in_single_precision(activation, b_std, ways):
+    derivatives, numeric = _at_zero(activation, b_std, ways, "float32")
+    for derivative in derivatives:
+        np.testing.assert_allclose(derivative, numeric, rtol=0.0, atol=3e-6)
 
 
 @pytest.mark.timeout(60)

@@ -13,8 +13,11 @@ import pytest
 from ntk_robust.kernels import (
     AbstractKernel,
     ScaledKernel,
+    _room,
     analytic_ntk,
+    analytic_ntk_and_nngp,
     bures_distance,
+    cross_validation_residuals,
     effective_dimension,
     effective_rank,
     eigenpairs,
@@ -23,11 +26,13 @@ from ntk_robust.kernels import (
     empirical_ntk,
     empirical_ntk_diagonal,
     empirical_ntk_vector_product,
+    gradient_flow,
     gram,
     kernel_alignment,
     kernel_angle,
     kernel_distance,
     kernel_drift,
+    kernel_regression,
     kernel_velocity,
     mercer_spectrum,
     top_mass,
@@ -166,7 +171,7 @@ def test_sums_products_and_multiples_hand_the_old_matrix_to_their_first_kernel()
 
 def test_empirical_kernels_say_what_is_wrong_with_examples_outputs_and_weights():
     model = FullyConnected(3, 4, 1, 2)
-    params = model.init(key=jax.random.key(0))
+    params = model.init(key=jax.random.key(0), dtype=jnp.float32)
     for function in (empirical_ntk, empirical_ntk_diagonal, empirical_nngp):
         refused(r"x1 has shape \(0, 3\): no examples", function, model.apply, params, X[:0])
         refused(r"x1 has shape \(3,\); give one example per row, \(rows, 3\)", function, model.apply, params, X[0])
@@ -187,3 +192,44 @@ def test_empirical_kernels_say_what_is_wrong_with_examples_outputs_and_weights()
         )
     product = lambda p, x: x @ p  # noqa: E731
     refused("vectors has dtype int64; cast", empirical_ntk_vector_product, product, jnp.ones(3), np.ones(2, int), X)
+
+
+def test_kernels_take_points_of_their_network_only():
+    model, wide, point = FullyConnected(3, 4, 1, 1), jnp.ones((2, 4)), jnp.ones(4)
+    for kernel in (analytic_ntk(model), analytic_ntk(FullyConnected(3, 4, 1, 1, b_std=0.1))):
+        with pytest.raises(ValueError, match=r"shape \(2, 4\); give one example per row, \(rows, 3\)"):
+            kernel.gram(wide)
+        for function in (kernel, kernel.distance_squared):
+            with pytest.raises(ValueError, match="4 coordinates and the kernel is that of a network of 3 inputs"):
+                function(point, point)
+        with pytest.raises(ValueError, match="4 coordinates"):
+            kernel.diagonal(wide)
+    with pytest.raises(ValueError, match=r"\(rows, 3\)"):
+        analytic_ntk_and_nngp(model).gram(wide)
+
+
+def test_a_matrix_larger_than_memory_is_refused_before_it_is_begun(monkeypatch):
+    monkeypatch.setattr(_room, "_ALWAYS_FITS", 0)
+    monkeypatch.setattr(_room, "memory_available", lambda: 100)
+    model = FullyConnected(3, 4, 1, 1)
+    x, large = jnp.ones((3, 3), jnp.float32), jnp.ones((6, 3), jnp.float32)  # 36 and 144 bytes
+    params = model.init(key=jax.random.key(0), dtype=jnp.float32)
+    pooled = analytic_ntk(Convolutional((2, 2, 1), 1, 1, 1, pooling="average"))
+    cases = (
+        analytic_ntk(model).gram,
+        Linear().gram,
+        lambda x: empirical_ntk(model.apply, params, x),
+        lambda x: empirical_nngp(model.apply, params, x),
+        lambda x: kernel_regression(np.eye(len(x), dtype=np.float32), np.ones((len(x), 1)), ridge=0.0),
+        lambda x: cross_validation_residuals(np.eye(len(x) - 1), np.ones((len(x) - 1, 1)), ridge=0.0),
+        lambda x: gradient_flow(np.eye(len(x) - 1), np.ones((len(x) - 1, 1))),
+    )
+    for function in cases:
+        function(x)
+        with pytest.raises(ValueError, match=r"available; take (ntk_robust.kernels.gram|conjugate_gradients)"):
+            function(large)
+    with pytest.raises(ValueError, match="with 16 numbers for each pair"):
+        pooled.gram(jnp.ones((3, 4), jnp.float32))
+    jax.eval_shape(analytic_ntk(model).gram, large)  # nothing is computed
+    monkeypatch.setattr(_room, "memory_available", lambda: None)
+    analytic_ntk(model).gram(large)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from ntk_robust.kernels import _forecast, _on_disk, analytic_ntk, forecast_gram, gram
+from ntk_robust.kernels import _forecast, _on_disk, _room, analytic_ntk, forecast_gram, gram
 from ntk_robust.models import FullyConnected
 
 KERNEL = analytic_ntk(FullyConnected(3, 1, 2, "scalar"))
@@ -210,8 +210,8 @@ def test_limits_of_control_groups_count_as_memory(tmp_path):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\nslab 7\n")
-    assert _forecast._control_groups(tmp_path / "root", own) == [1000, 2500]
-    assert _forecast._control_groups(tmp_path / "root", tmp_path / "none") == []
+    assert _room._control_groups(tmp_path / "root", own) == [1000, 2500]
+    assert _room._control_groups(tmp_path / "root", tmp_path / "none") == []
 
 
 # Runs that kill themselves without notice at a chosen moment of their third tile: one process that loads everything,

@@ -240,8 +240,8 @@ def test_late_flow_on_a_singular_kernel_is_the_end_of_the_flow(dtype, rtol):
 def test_targets_without_columns_and_integer_kernels_are_refused(problem):
     _, y, k = problem  # where nobody checks the types of arguments
     with pytest.raises(ValueError, match=r"shape \(12,\); give a column"):
-        _checked(k, y[:, 0], 0.1)
+        _checked(k, y[:, 0], 0.1, copies=1)
     with pytest.raises(ValueError, match="holds int64"):
-        _checked(np.eye(12, dtype=int), y, 0.1)
+        _checked(np.eye(12, dtype=int), y, 0.1, copies=1)
     with pytest.raises(ValueError, match="the kernel matrix is zero"):
         kernel_regression(np.zeros((12, 12)), y, ridge=0.0)
