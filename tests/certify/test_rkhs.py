@@ -109,8 +109,8 @@ def test_the_kernels_have_the_power_series_that_the_bounds_rest_on(case):
     weights, kink = kernel.layer_weights, kernel.kink
     # by the kernel itself, at unit vectors
     u = np.linspace(-0.95, 0.95, 21)
-    pairs = jnp.asarray(np.stack([u, np.sqrt(1 - u**2)], axis=1))
-    values = jax.jit(jax.vmap(lambda pair: kernel(jnp.array([1.0, 0.0]), pair) / kernel.scale))(pairs)
+    points = jnp.zeros((21, D)).at[:, 0].set(u).at[:, 1].set(np.sqrt(1 - u**2))
+    values = jax.jit(jax.vmap(lambda point: kernel(jnp.eye(D)[0], point) / kernel.scale))(points)
     np.testing.assert_allclose(normalized_on_complex_numbers(u, weights, kink).real, values, atol=1e-12)
     ours = jax.jit(jax.vmap(_rkhs._normalized(kernel)))(jnp.asarray(u))
     np.testing.assert_allclose(ours, values, atol=1e-12)
