@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from ntk_robust._core import with_fast_convolutions
 from ntk_robust.attacks import AbstractPerturbationSet, Evaluation
 from ntk_robust.certify._interval import AbstractBound
 from ntk_robust.certify._network import Network
@@ -131,8 +132,8 @@ def _margins(
 
     examples = (xs, ys, jnp.broadcast_to(perturbations.epsilon, (xs.shape[0],)))
     if batch_size is None or batch_size >= xs.shape[0]:
-        return jax.vmap(margin)(examples)
-    return jax.lax.map(margin, examples, batch_size=batch_size)
+        return with_fast_convolutions(jax.vmap(margin))(examples)
+    return with_fast_convolutions(lambda examples: jax.lax.map(margin, examples, batch_size=batch_size))(examples)
 
 
 def bracket_accuracy(evaluation: Evaluation, certificate: Certificate) -> AccuracyBracket:

@@ -161,15 +161,14 @@ def _relax_pairs(layer: PairedDifference, moved: Interval, plus: Interval, minus
 
 
 class _Passed(NamedTuple):
-    r"""What one step back makes of linear functions of a node: coefficients for each parent, a constant, and sizes.
+    """What one step back makes of linear functions of a node: coefficients for each parent, a constant, and slack.
 
-    Rounding costs at most $\gamma$ of `num_terms` times `sizes`.
+    The slack is what rounding costs at most, of the network's own step and of the numbers here.
     """
 
     coefficients: list[Float[Array, "rows *dims"]]
     constant: Float[Array, " rows"]
-    sizes: Float[Array, " rows"]
-    num_terms: int
+    slack: Float[Array, " rows"]
 
 
 def backward(
@@ -184,7 +183,9 @@ def backward(
     r"""Lower bounds of linear functions of one node.
 
     Rounding: replacing the coefficients $a$ at a layer by rounded ones $\hat a'$ at its parents changes the value by at
-    most $\gamma \langle |a|, |M| |h| + |b| \rangle$, which is one more product with the same coefficients.
+    most $\gamma \langle |a|, |M| |h| + |b| \rangle$, which is one more product with the same coefficients. Here γ is
+    that of the sums in $M h$ and $a M$, which are short for a convolution; only the constant $\langle a, b \rangle$ is
+    a sum over the whole layer.
     """
     rows, dtype = a.shape[0], graph.dtype
     coefficients = {index: a}
@@ -195,17 +196,15 @@ def backward(
         node = graph.nodes[i]
         parents = [intervals[parent] for parent in node.parents]
         passed = _step_back(graph, node, coefficients.pop(i), parents, relaxations.get(i))
-        sizes = passed.sizes
+        slack = slack + passed.slack
         for parent, more in zip(node.parents, passed.coefficients, strict=True):
             if parent in coefficients:
                 coefficients[parent] = coefficients[parent] + more
-                sizes = sizes + _inner(jnp.abs(coefficients[parent]), magnitude(*intervals[parent]))
+                sizes = _inner(jnp.abs(coefficients[parent]), magnitude(*intervals[parent]))
+                slack = slack + slack_factor(1, dtype) * sizes
             else:
                 coefficients[parent] = more
         constant = constant + passed.constant
-        # the constants of all steps are added up
-        slack = slack + slack_factor(passed.num_terms + len(graph.nodes), dtype) * sizes
-        slack = slack + underflow(passed.num_terms, dtype)
     lowest = constant - slack * (1.0 + slack_factor(len(graph.nodes), dtype))
     if 0 in coefficients:
         lowest = lowest + concretize_input(coefficients[0], around, graph)
@@ -217,18 +216,27 @@ def _step_back(
     graph: Graph, node: Node, a: Float[Array, "rows *dims"], parents: list[Interval], around_node: Lines | Paired | None
 ) -> _Passed:
     size, absolute = math.prod(node.shape), jnp.abs(a)
-    constant = jnp.zeros(a.shape[0], graph.dtype)
+    none = jnp.zeros(a.shape[0], graph.dtype)
+
+    def slack(num_terms: int, sizes: Array, constants: Array | None = None) -> Array:
+        """For sums of so many terms, and for the constant, which those of all other steps are added to."""
+        total = slack_factor(num_terms, graph.dtype) * _inner(absolute, sizes) + underflow(size, graph.dtype)
+        if constants is None:
+            return total
+        return total + slack_factor(size + len(graph.nodes), graph.dtype) * _inner(absolute, constants)
+
     match node.layer:
         case AbstractLinear():
             layer, offset = node.layer, node.layer.offset()
             before = layer.transpose(a, graph.nodes[node.parents[0]].shape)
             if not layer.num_terms():  # coordinates change places
-                return _Passed([before], constant, constant, 0)
+                return _Passed([before], none, none)
             sizes = layer.absolute(magnitude(*parents[0]))
-            if offset is not None:
-                offset = jnp.broadcast_to(offset, node.shape)
-                sizes, constant = sizes + jnp.abs(offset), _inner(a, offset)
-            return _Passed([before], constant, _inner(absolute, sizes), max(size, layer.num_terms()))
+            if offset is None:
+                return _Passed([before], none, slack(layer.num_terms(), sizes))
+            offset = jnp.broadcast_to(offset, node.shape)
+            constants = jnp.abs(offset)
+            return _Passed([before], _inner(a, offset), slack(layer.num_terms(), sizes + constants, constants))
         case Nonlinearity() | PairedDifference():
             assert around_node is not None
             low, high = around_node.lower_offset, around_node.upper_offset
@@ -237,15 +245,16 @@ def _step_back(
             else:
                 slopes = list(zip(around_node.lower_slopes, around_node.upper_slopes, strict=True))
             positive, negative = jnp.maximum(a, 0.0), jnp.minimum(a, 0.0)
-            coefficients, sizes = [], magnitude(low, high)
+            coefficients, constants = [], magnitude(low, high)
+            sizes = constants
             for at, (below, above) in zip(parents, slopes, strict=True):
                 coefficients.append(positive * _with_rows(below, a) + negative * _with_rows(above, a))
                 sizes = sizes + magnitude(below, above) * _with_rows(magnitude(*at), below)
             constant = _inner(positive, low) + _inner(negative, high)
-            return _Passed(coefficients, constant, _inner(absolute, sizes), size)
+            return _Passed(coefficients, constant, slack(len(parents), sizes, constants))
     assert isinstance(node.layer, Add)
     sizes = sum((magnitude(*at) for at in parents[1:]), magnitude(*parents[0]))
-    return _Passed([a] * len(parents), constant, _inner(absolute, sizes), len(parents))
+    return _Passed([a] * len(parents), none, slack(len(parents), sizes))
 
 
 def _with_rows(values: Array, other: Array) -> Array:
