@@ -10,6 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
 from ntk_robust._core._narrow_convolution import is_narrow, narrow_convolution
+from ntk_robust._core._strided_convolution import is_dilated, is_strided, without_dilation, without_strides
 
 
 def with_fast_convolutions(function: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
@@ -19,8 +20,9 @@ def with_fast_convolutions(function: Callable[..., PyTree[Array]]) -> Callable[.
     naive one for every other order. It reorders by itself, but not in the bodies of loops (jax-ml/jax issue 12868),
     where the gradient in the filters then takes twenty to forty times as long. Differentiation and vmap choose their
     own orders, so this rewrites what is left when they are done: it belongs directly under `jax.jit`, around everything
-    else. Convolutions with few channels become matrix products (`narrow_convolution`). On other devices nothing is
-    changed.
+    else. Convolutions with few channels become matrix products (`narrow_convolution`), and strided ones with few
+    channels, and their gradients in the images, convolutions of step one (`_strided_convolution.py`). On other devices
+    nothing is changed.
 
     Args:
         function: Of arrays and trees of them; it is traced once for each tracing of the result.
@@ -78,16 +80,28 @@ def _channels_last(
     dimension_numbers: lax.ConvDimensionNumbers,
     **params: Any,
 ) -> Float[Array, "..."]:
-    """The same convolution with its operands and its result transposed, or as a matrix product."""
+    """The same convolution with its operands and its result transposed, or in a faster form."""
     image_spec, filter_spec, result_spec = dimension_numbers
     rank = len(image_spec)
     last = (0, rank - 1, *range(1, rank - 1))
     images = images.transpose(image_spec[0], *image_spec[2:], image_spec[1])
     filters = filters.transpose(*filter_spec[2:], filter_spec[1], filter_spec[0])
-    if is_narrow(images, filters, params):
-        result = narrow_convolution(images, filters, params["padding"])
+    order = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
+
+    def convolve(images: Array, filters: Array, **other: Any) -> Array:
+        chosen = params | other
+        if is_narrow(images, filters, chosen):
+            return narrow_convolution(images, filters, chosen["padding"])
+        return lax.conv_general_dilated_p.bind(images, filters, dimension_numbers=order, **chosen)
+
+    of_step_one = functools.partial(
+        convolve, window_strides=(1, 1), lhs_dilation=(1, 1), rhs_dilation=(1, 1), padding=((0, 0), (0, 0))
+    )
+    if is_strided(images, filters, params):
+        result = of_step_one(*without_strides(images, filters, params["window_strides"], params["padding"]))
+    elif is_dilated(images, filters, params):
+        result = without_dilation(images, filters, params["lhs_dilation"], params["padding"], of_step_one)
     else:
-        order = lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
-        result = lax.conv_general_dilated_p.bind(images, filters, dimension_numbers=order, **params)
+        result = convolve(images, filters)
     places = (result_spec[0], *result_spec[2:], result_spec[1])
     return result.transpose(*(places.index(axis) for axis in range(rank)))

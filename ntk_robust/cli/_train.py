@@ -51,12 +51,17 @@ class _Reached(NamedTuple):
     Attributes:
         result: Everything so far, all phases as one.
         apply_fn: What is trained.
-        kernel_params: The weights whose kernel it has: its own, or those of its tangent.
+        tangent_at: The weights at which that is the tangent of the network, None where it is the network itself.
     """
 
     result: TrainingResult
     apply_fn: Callable[..., Any]
-    kernel_params: PyTree
+    tangent_at: PyTree | None
+
+    @property
+    def kernel_params(self) -> PyTree:
+        """The weights whose kernel what is trained has."""
+        return self.result.params if self.tangent_at is None else self.tangent_at
 
 
 class _KernelOfTangent(eqx.Module):
@@ -107,6 +112,8 @@ def train(command: Train) -> int:
                 def keep(reached: _Reached) -> None:
                     result = reached.result
                     task.advance(result.num_steps - (latest[-1].result.num_steps if latest else 0), **_figures(result))
+                    if reached.tangent_at is not None and (not latest or latest[-1].tangent_at is None):
+                        save_arrays(folder / "params_tangent.npz", arrays_by_path(reached.tangent_at))
                     latest.append(reached)
                     del latest[:-1]
                     save_arrays(folder / "params.npz", arrays_by_path(result.params))
@@ -193,8 +200,6 @@ def _fit_phase(
     model, dataset, params_0 = setup.model, setup.dataset, setup.params_0
     start = params_0 if before is None else before.params
     apply_fn, is_tangent = trained_fn(model, phase.dynamics, start), phase.dynamics != "network"
-    if is_tangent:
-        save_arrays(folder / "params_tangent.npz", arrays_by_path(start))
     mask = model.trainable_mask(params_0)
     probes: dict[str, Any] = {
         "displacement": DisplacementProbe(params_0, mask, command.width),
@@ -208,7 +213,7 @@ def _fit_phase(
 
     def so_far(result: TrainingResult) -> _Reached:
         joined = result if before is None else join_runs(before, result)
-        return _Reached(joined, apply_fn, start if is_tangent else result.params)
+        return _Reached(joined, apply_fn, start if is_tangent else None)
 
     reached = so_far(
         fit(
