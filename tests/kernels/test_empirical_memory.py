@@ -27,7 +27,17 @@ def activations_deltas_and_matrix(model, num_rows):
 DEEP, MANY_OUTPUTS = FullyConnected(784, 2048, 4, 1), FullyConnected(784, 512, 2, 10)
 
 
-@pytest.mark.parametrize("model", [DEEP, MANY_OUTPUTS], ids=["one output", "ten outputs"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        DEEP,
+        MANY_OUTPUTS,
+        FullyConnected(784, 512, 4, 10),
+        FullyConnected(784, 2048, 2, 10),
+        FullyConnected(784, 2048, 4, 10),
+    ],
+    ids=lambda model: f"{model.num_hidden_layers} layers of {model.width}, {model.num_outputs} outputs",
+)
 def test_peak_memory_is_at_most_that_of_activations_deltas_and_matrix(model):
     assert peak_bytes(model, 512, "layerwise") <= activations_deltas_and_matrix(model, 512)
 
