@@ -14,7 +14,6 @@ from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._double import in_double, lost_by_rounding
 from ntk_robust.kernels._duals import (
-    AbstractClosedFormDual,
     AbstractDual,
     AbstractSmoothDual,
     HermiteDual,
@@ -70,25 +69,24 @@ class DenseKernel(AbstractDotProductKernel):
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle.
 
-        Smooth activations have no homogeneity that keeps rounding from piling up with depth: for float32 points their
-        recursion, a few numbers for a pair, runs in float64.
+        Rounding piles up with depth: for float32 points the recursion, a few numbers for a pair, runs in float64.
         """
         self._check_width(x, z)
         x, z = self._placed(x), self._placed(z)
         pairs = pair(x, z)
-        if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractSmoothDual):
+        if x.dtype != jnp.float32:
             return self.of_pairs(pairs)
         lost = lost_by_rounding(x, pairs.norm_x), lost_by_rounding(z, pairs.norm_z)
         return self._of_pairs_in_double(pairs, *lost)
 
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """$k(x, x)$ of each row, without a cosine; in closed form as accurate as that of a pair."""
+        """$k(x, x)$ of each row, without a cosine; but for Hermite series as accurate as that of a pair."""
         self._check_width(x)
         x = self._placed(x)
         points = rows(x)
         pairs = coincident_pairs(points)
-        if x.dtype != jnp.float32 or not isinstance(self.dual, AbstractClosedFormDual):
+        if x.dtype != jnp.float32 or isinstance(self.dual, HermiteDual):
             return self.of_pairs(pairs)
         lost = lost_by_rounding(x, points.lengths)
         return self._of_pairs_in_double(pairs, lost, lost)
