@@ -145,7 +145,7 @@ def draw_findings(
             "margin-step-better",
             "weakness",
             f"One FGSM step on the margin leaves {audit.fgsm_margin_accuracy:.2%} right, the attack "
-            f"{adversarial_accuracy:.2%}: the loss hides the gradient. Attack the margin or the cross-entropy instead.",
+            f"{adversarial_accuracy:.2%}: the loss hides the gradient. Attack the margin instead.",
         ),
         (
             audit.num_nearer > 0,

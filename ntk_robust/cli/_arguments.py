@@ -229,6 +229,8 @@ class Attack:
         run: Folder of a run of train: its last weights are attacked, on its test examples. Where it is not given, a
             kernel regression is fitted and attacked, and the options from kernel to dtype describe it.
         attack: Which attack; "auto" is the ensemble AutoAttack.
+        loss: What fgsm, pgd and apgd maximize. Where it is not given, the cross-entropy of networks and the margin of
+            regressions, whose outputs are no logits. The other attacks have objectives of their own.
         norm: Norm of the perturbations; pixels lie in [0, 1].
         radii: Radii, in increasing order.
         num_steps: Steps of the attack; queries of square. Where it is not given, each attack's own: pgd 40, deep-fool
@@ -258,6 +260,7 @@ class Attack:
     out: Path = Path("attack")
     run: Path | None = None
     attack: Literal["pgd", "apgd", "fgsm", "square", "fab", "deep-fool", "carlini-wagner", "auto"] = "pgd"
+    loss: Literal["cross-entropy", "margin"] | None = None
     norm: Literal["linf", "l2"] = "linf"
     radii: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     num_steps: int | None = None

@@ -68,6 +68,7 @@ from ntk_robust.report import prepare_report_folder, write_report
 _TITLE = "Attack"
 _SUMMARY = "Accuracy under attack, an upper bound of the robust accuracy, beside what is certified, a lower one."
 _BATCH_SIZE = 100
+_LOSS_ATTACKS = ("fgsm", "pgd", "apgd")
 _MARGIN_ATTACKS = ("fab", "deep-fool", "carlini-wagner", "square")
 # What --run takes from the run instead, so that giving it would mean nothing.
 _OF_REGRESSION = (
@@ -150,6 +151,8 @@ def _check(command: Attack) -> None:
             raise ValueError(
                 f"{option} describes a kernel regression, and --run {command.run} a network; drop one of the two"
             )
+    if command.loss is not None and command.attack not in _LOSS_ATTACKS:
+        raise ValueError(f"--attack {command.attack} has an objective of its own; drop --loss {command.loss}")
     if command.attack == "carlini-wagner" and command.norm != "l2":
         raise ValueError("--attack carlini-wagner measures in l2; add --norm l2, or choose fab")
     if not 0 <= command.ridge < math.inf:
@@ -236,9 +239,9 @@ def _evaluate(
 
 
 def _loss(command: Attack, victim: Victim) -> AbstractLoss:
-    """The margin for attacks that need it, and for regressions, whose outputs are no logits."""
-    by_margin = command.attack in _MARGIN_ATTACKS or victim.model is None
-    return Margin() if by_margin else CrossEntropy()
+    """What is asked for, else the margin for attacks that need it, and for regressions, whose outputs are no logits."""
+    usual = "margin" if command.attack in _MARGIN_ATTACKS or victim.model is None else "cross-entropy"
+    return {"margin": Margin(), "cross-entropy": CrossEntropy()}[command.loss or usual]
 
 
 def _ensemble(command: Attack, victim: Victim, perturbations: AbstractPerturbationSet) -> AutoAttackResult:

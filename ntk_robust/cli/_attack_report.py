@@ -146,8 +146,9 @@ def attack_record(found: Sequence[AtRadius], *, norm: str, attack: str, labels: 
 def distances_sentence(found: Sequence[AtRadius], norm: str) -> str:
     """One line for the terminal: where half of the examples has fallen, at the latest and at the earliest."""
     upper, lower = minimum_radii(found), certified_radii(found)
-    certified = "" if lower is None else f", at least {np.median(lower):.3g} (certified)"
-    return f"distance to the nearest wrong point ({norm}): median at most {np.median(upper):.3g} (found){certified}"
+    certified = "" if lower is None else f", at least {_quantile(lower, 0.5):.3g} (certified)"
+    found_at = f"{_quantile(upper, 0.5):.3g} (found)"
+    return f"distance to the nearest wrong point ({norm}): median at most {found_at}{certified}"
 
 
 def _steps(label: str, radii: np.ndarray, largest: float) -> Series:
@@ -161,8 +162,9 @@ def _steps(label: str, radii: np.ndarray, largest: float) -> Series:
 def attack_study(found: Sequence[AtRadius], *, name: str, norm: str, attack: str, certifies: bool) -> Study:
     """Accuracy against radius with both bounds, numbers, and the audit's findings."""
     radii = [result.radius for result in found]
+    natural = found[-1].evaluation.natural_accuracy
     series = [
-        Series("natural", radii, [result.evaluation.natural_accuracy for result in found], style="dashed"),
+        Series("natural", [0.0, *radii], [natural] * (1 + len(radii)), style="dashed"),
         Series(f"adversarial ({attack})", radii, [result.adversarial_accuracy for result in found], style="points"),
     ]
     upper, lower = minimum_radii(found), certified_radii(found)

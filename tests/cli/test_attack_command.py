@@ -123,6 +123,7 @@ def test_the_ensemble_keeps_the_order(saved_run: Path, tmp_path: Path) -> None:
         (["--radii", "0.2", "0.1"], "give them in increasing order"),
         (["--num-examples", "0"], "--num-examples is 0"),
         (["--attack", "carlini-wagner"], "add --norm l2"),
+        (["--attack", "auto", "--loss", "margin"], "--attack auto has an objective of its own"),
         (["--ridge", "-1.0"], "--ridge is -1.0"),
         (["--run", "nowhere"], "run.json: No such file"),
         (["--num-train", "100000"], "num_train"),
