@@ -1,6 +1,6 @@
 """Attacks: parity and speed beside torchattacks, foolbox and hand-written loops, and input gradients of kernels.
 
-    python benchmarks/bench_attacks.py [--sections speed auto parity kernel] [--networks NAME ...] [--live] [--out FILE]
+    python benchmarks/bench_attacks.py [--sections speed auto parity parity_l2 kernel] [--networks NAME ...] [--live]
 
 Runs in the environment with PyTorch of benchmarks/README.md; without it, peers on PyTorch are left out and named. One
 thread; peers alternate; medians and spread of process CPU seconds, compilation apart. Sections are merged into the
@@ -8,8 +8,8 @@ record, so that they can be run one at a time.
 
 - speed: PGD-40 on an MLP 784-512-512-10, batch 256, l∞; losses at the points found must agree before anything is timed.
 - auto: AutoAttack "standard" on MNIST test examples, ours and that of torchattacks at the same budget.
-- parity: the reference networks under each attack of the ensemble; torchattacks' and foolbox' accuracies are those
-  stored in benchmarks/references/reference.json, or measured in this process with --live.
+- parity, parity_l2: the reference networks under each attack of the ensemble; torchattacks' and foolbox' accuracies are
+  those stored in benchmarks/references/reference.json, or measured in this process with --live.
 - kernel: PGD-10 on an NTK regressor of 10,000 points, by closed-form gradients and by automatic ones.
 """
 
@@ -21,8 +21,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 EPSILON, RELATIVE_STEP, NUM_STEPS, BATCH = 0.1, 0.1, 40, 256
 HERE = Path(__file__).parent
@@ -32,9 +33,9 @@ ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square", "auto-attack")
 def main() -> None:
     """Measures and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", default=["speed", "auto", "parity", "kernel"])
-    parser.add_argument("--networks", nargs="+", help="reference networks of the parity section; all by default")
-    parser.add_argument("--live", action="store_true", help="run the peers of the parity section here")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--networks", nargs="+", help="networks of the parity sections; by default all with references")
+    parser.add_argument("--live", action="store_true", help="run the peers of the parity sections here")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--examples", type=int, default=1000, help="MNIST examples of the auto section")
     parser.add_argument("--train", type=int, default=10_000, help="training points of the kernel section")
@@ -48,8 +49,8 @@ def main() -> None:
     for section in arguments.sections:
         found = SECTIONS[section](arguments)
         record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        if section == "parity":
-            found["networks"] = record.get("parity", {}).get("networks", {}) | found["networks"]
+        if section.startswith("parity"):
+            found["networks"] = record.get(section, {}).get("networks", {}) | found["networks"]
         record = {name: record[name] for name in SECTIONS if name in record} | {section: found}
         record["environment"] = provenance() | {"peers": _peer_versions()}
         write_json_atomically(arguments.out, record)
@@ -226,22 +227,22 @@ def measure_auto_attack(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"num_examples": arguments.examples, "epsilon": epsilon, "first_call_cpu_s": first, "rows": rows}
 
 
-def measure_parity(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_parity(arguments: argparse.Namespace, norm: Literal["linf", "l2"] = "linf") -> dict[str, Any]:
     """Accuracies of the reference networks under our attacks, beside those of the peers."""
     import jax.random as jr
     from networks import IMAGE_SHAPES, REFERENCES, load_examples, load_network
 
-    from ntk_robust.attacks import PGD, Box, LinfBall, auto_attack, evaluate
+    from ntk_robust.attacks import PGD, auto_attack, evaluate
     from ntk_robust.losses import CrossEntropy
 
     stored = json.loads((HERE / "references" / "reference.json").read_text())
-    budget = stored["budget"]
+    budget, references = stored["budget"], stored["networks" if norm == "linf" else "networks_l2"]
     networks = {}
-    for name in arguments.networks or list(REFERENCES):
+    for name in arguments.networks or list(references):
         reference = REFERENCES[name]
         model, params = load_network(name)
         xs, ys = load_examples(reference.data)
-        common: dict[str, Any] = {"perturbations": LinfBall(reference.epsilon, Box(0.0, 1.0)), "key": jr.key(0)}
+        common: dict[str, Any] = {"perturbations": reference.perturbations(norm), "key": jr.key(0)}
         ours, seconds = {}, {}
         for attack in ATTACKS:
             begin = time.process_time()
@@ -256,12 +257,13 @@ def measure_parity(arguments: argparse.Namespace) -> dict[str, Any]:
         pgd = PGD(budget["pgd_steps"], budget["pgd_relative_step"])
         found = evaluate(model.apply, params, *_on_device(xs, ys), attack=pgd, loss=CrossEntropy(), **common)
         ours["pgd"] = found.adversarial_accuracy
-        peers = stored["networks"][name]
         if arguments.live:
             from peers import measure
 
-            peers = measure(name)
-        row = {"natural_accuracy": found.natural_accuracy, "epsilon": reference.epsilon, "ntk_robust": ours}
+            peers = measure(name, norm)
+        else:
+            peers = references[name]
+        row = {"natural_accuracy": found.natural_accuracy, "epsilon": peers["epsilon"], "ntk_robust": ours}
         row |= {"cpu_s": seconds, "peers_cpu_s": peers["cpu_s"]}
         networks[name] = row | {"torchattacks": peers["torchattacks"], "foolbox": peers["foolbox"]}
         print(name, {attack: (ours[attack], round(peers["torchattacks"][attack], 4)) for attack in ATTACKS}, flush=True)
@@ -341,6 +343,7 @@ SECTIONS = {
     "speed": measure_speed,
     "auto": measure_auto_attack,
     "parity": measure_parity,
+    "parity_l2": partial(measure_parity, norm="l2"),
     "kernel": measure_kernel,
 }
 

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,11 +178,11 @@ def empirical_torch() -> str:
     return _markdown(columns, rows)
 
 
-def attack_parity() -> str:
+def attack_parity(section: str = "parity") -> str:
     """Accuracies of reference networks under ours and under the peers' attacks, and what the ensemble costs."""
     attacks = ("apgd-ce", "apgd-t", "fab-t", "square", "auto-attack")
     rows = []
-    for name, row in _results("bench_attacks")["parity"]["networks"].items():
+    for name, row in _results("bench_attacks")[section]["networks"].items():
         ours, theirs = row["ntk_robust"], row["torchattacks"]
         cells = [f"{ours[attack]:.2f} / {theirs[attack]:.2f}" for attack in attacks]
         pgd = f"{ours['pgd']:.2f} / {row['foolbox']['pgd']:.2f}"
@@ -238,6 +239,52 @@ def attack_kernel() -> str:
         ["ratio", f"{row['automatic_over_closed']:.0f}"],
     ]
     return _markdown(columns, rows)
+
+
+_BOUNDS = {"interval": "`IntervalBounds`", "zonotope": "`Zonotope`", "crown": "`Crown`"}
+_BOUNDS |= {"alpha_crown": "`AlphaCrown`, 20 steps"}
+
+
+def certified_accuracies() -> str:
+    """What PGD leaves and what each bound certifies, for networks."""
+    rows = [
+        [
+            *(row[name] for name in ("network", "training", "norm")),
+            f"{row['epsilon']:g}",
+            *(f"{row[name]:.3g}" for name in ("natural_accuracy", "adversarial_accuracy")),
+            *(f"{row[name]:.3g}" if name in row else "" for name in _BOUNDS),
+        ]
+        for row in _results("bench_certify")["rows"]
+        if "crown" in row
+    ]
+    return _markdown(["network", "training", "norm", "ε", "natural", "PGD-40", *_BOUNDS.values()], rows)
+
+
+def certified_seconds() -> str:
+    """What each bound costs for one example of each network: the smallest of its radii."""
+    fastest: dict[str, dict[str, float]] = {}
+    for row in _results("bench_certify")["rows"]:
+        for name in _BOUNDS:
+            if name in row:
+                times = fastest.setdefault(row["network"], {})
+                seconds = row[f"{name}_cpu_s"] / row["examples"]
+                times[name] = min(seconds, times.get(name, seconds))
+    rows = [
+        [network, *(f"{1e3 * times[name]:.2g}" if name in times else "" for name in _BOUNDS)]
+        for network, times in fastest.items()
+    ]
+    return _markdown(["network", *_BOUNDS.values()], rows)
+
+
+def certified_kernel() -> str:
+    """What an attack leaves and what both certificates prove of an NTK regression."""
+    rows = [
+        [f"{row['epsilon']:g}", *(f"{row[name]:.3g}" for name in ("adversarial_accuracy", "rkhs_norm", "local"))]
+        for row in _results("bench_certify")["rows"]
+        if "rkhs_norm" in row
+    ]
+    titles = ["adversarial (PGD-10)", "certified by norm (`rkhs_bounds`)", "by gradient (`local_kernel_bounds`)"]
+    return _markdown(["ε", *titles], rows)
 
 
 def training_speed() -> str:
@@ -677,9 +724,13 @@ def draw_figures() -> None:
 
 TABLES = {
     "attack_parity": attack_parity,
+    "attack_parity_l2": partial(attack_parity, "parity_l2"),
     "attack_speed": attack_speed,
     "attack_auto": attack_auto,
     "attack_kernel": attack_kernel,
+    "certified_accuracies": certified_accuracies,
+    "certified_seconds": certified_seconds,
+    "certified_kernel": certified_kernel,
     "kernel_speed": kernel_speed,
     "kernel_accuracy": kernel_accuracy,
     "kernel_systems": kernel_systems,

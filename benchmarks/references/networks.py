@@ -11,14 +11,14 @@ as bytes.
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.random as jr
 import numpy as np
 import optax
 
-from ntk_robust.attacks import FGSM, PGD, AbstractAttack, Box, Identity, LinfBall
+from ntk_robust.attacks import FGSM, PGD, AbstractAttack, AbstractPerturbationSet, Box, Identity, L2Ball, LinfBall
 from ntk_robust.data import load_dataset, subset
 from ntk_robust.losses import CrossEntropy
 from ntk_robust.models import Convolutional, FullyConnected
@@ -27,6 +27,7 @@ from ntk_robust.training import fit
 FOLDER = Path(__file__).parent / "networks"
 NUM_EXAMPLES = 100
 _PGD = PGD(num_steps=5, relative_step=0.5)
+Norm: TypeAlias = Literal["linf", "l2"]
 IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
@@ -40,6 +41,7 @@ class Reference:
         training: "natural", or "adversarial" by PGD at `training_epsilon`.
         training_epsilon: Radius of the training in pixel units.
         epsilon: l∞ radius at which it is attacked.
+        epsilon_l2: l2 radius at which it is attacked.
         num_steps: Steps of Adam.
         attack: Inner attack of the training.
     """
@@ -49,6 +51,7 @@ class Reference:
     training: Literal["natural", "adversarial"]
     training_epsilon: float
     epsilon: float
+    epsilon_l2: float
     num_steps: int
     attack: AbstractAttack = _PGD
 
@@ -61,17 +64,22 @@ class Reference:
         width = {"mnist": 128, "cifar10": 40}[self.data]
         return FullyConnected(int(np.prod(shape)), width, 2, 10, parameterization="standard", b_std=0.01)
 
+    def perturbations(self, norm: Norm) -> AbstractPerturbationSet:
+        """The ball in which it is attacked, with the box of pixels."""
+        ball, epsilon = (LinfBall, self.epsilon) if norm == "linf" else (L2Ball, self.epsilon_l2)
+        return ball(epsilon, Box(0.0, 1.0))
+
 
 REFERENCES = {
-    "mnist_mlp_natural": Reference("mnist", "mlp", "natural", 0.0, 0.03, 2000),
-    "mnist_mlp_adversarial": Reference("mnist", "mlp", "adversarial", 0.1, 0.1, 2000),
-    "mnist_cnn_natural": Reference("mnist", "cnn", "natural", 0.0, 0.03, 600),
-    "mnist_cnn_adversarial": Reference("mnist", "cnn", "adversarial", 0.1, 0.1, 250, FGSM(random_start=True)),
-    "cifar10_mlp_natural": Reference("cifar10", "mlp", "natural", 0.0, 1 / 255, 2000),
-    "cifar10_mlp_adversarial": Reference("cifar10", "mlp", "adversarial", 2 / 255, 2 / 255, 2000),
-    "cifar10_cnn_natural": Reference("cifar10", "cnn", "natural", 0.0, 1 / 255, 600),
+    "mnist_mlp_natural": Reference("mnist", "mlp", "natural", 0.0, 0.03, 0.7, 2000),
+    "mnist_mlp_adversarial": Reference("mnist", "mlp", "adversarial", 0.1, 0.1, 1.5, 2000),
+    "mnist_cnn_natural": Reference("mnist", "cnn", "natural", 0.0, 0.03, 0.7, 600),
+    "mnist_cnn_adversarial": Reference("mnist", "cnn", "adversarial", 0.1, 0.1, 1.0, 250, FGSM(random_start=True)),
+    "cifar10_mlp_natural": Reference("cifar10", "mlp", "natural", 0.0, 1 / 255, 0.5, 2000),
+    "cifar10_mlp_adversarial": Reference("cifar10", "mlp", "adversarial", 2 / 255, 2 / 255, 0.5, 2000),
+    "cifar10_cnn_natural": Reference("cifar10", "cnn", "natural", 0.0, 1 / 255, 0.2, 600),
     "cifar10_cnn_adversarial": Reference(
-        "cifar10", "cnn", "adversarial", 2 / 255, 2 / 255, 250, FGSM(random_start=True)
+        "cifar10", "cnn", "adversarial", 2 / 255, 2 / 255, 0.2, 250, FGSM(random_start=True)
     ),
 }
 

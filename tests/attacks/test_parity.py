@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from ntk_robust.attacks import PGD, Box, LinfBall, auto_attack, evaluate
+from ntk_robust.attacks import PGD, auto_attack, evaluate
 from ntk_robust.losses import CrossEntropy
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "references"
@@ -30,16 +30,19 @@ def networks():
     return module
 
 
-def problem(networks, name):
+def problem(networks, name, norm="linf"):
     reference = networks.REFERENCES[name]
     model, params = networks.load_network(name)
     xs, ys = map(jnp.asarray, networks.load_examples(reference.data))
-    return model.apply, params, xs, ys, LinfBall(reference.epsilon, Box(0.0, 1.0))
+    return model.apply, params, xs, ys, reference.perturbations(norm)
 
 
 @pytest.mark.slow
 def test_the_reference_networks_fit_their_files_and_have_the_stored_accuracies(networks):
     assert set(STORED["networks"]) == set(networks.REFERENCES)
+    assert set(STORED["networks_l2"]) <= set(networks.REFERENCES)
+    for name, row in STORED["networks_l2"].items():
+        assert float(networks.REFERENCES[name].perturbations("l2").epsilon) == pytest.approx(row["epsilon"])
     for name, reference in networks.REFERENCES.items():
         apply_fn, params, xs, _, perturbations = problem(networks, name)
         outputs = np.asarray(jnp.stack([apply_fn(params, x) for x in xs[:5]]))
@@ -50,19 +53,28 @@ def test_the_reference_networks_fit_their_files_and_have_the_stored_accuracies(n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mnist_mlp_adversarial"])
-def test_each_attack_of_the_ensemble_is_within_one_example_of_torchattacks_and_not_weaker(networks, name):
-    apply_fn, params, xs, ys, perturbations = problem(networks, name)
-    theirs, budget = STORED["networks"][name]["torchattacks"], STORED["budget"]
+@pytest.mark.parametrize(
+    ("name", "norm", "attacks"),
+    [
+        ("mnist_mlp_adversarial", "linf", ("apgd-ce", "apgd-t", "fab-t", "square")),
+        ("mnist_mlp_natural", "l2", ("fab-t",)),
+    ],
+)
+def test_each_attack_of_the_ensemble_is_within_one_example_of_torchattacks_and_not_weaker(
+    networks, name, norm, attacks
+):
+    apply_fn, params, xs, ys, perturbations = problem(networks, name, norm)
+    stored = STORED["networks" if norm == "linf" else "networks_l2"][name]
+    theirs, budget = stored["torchattacks"], STORED["budget"]
     ours = {}
-    for attack in ("apgd-ce", "apgd-t", "fab-t", "square"):
+    for attack in attacks:
         found = auto_attack(
             apply_fn, params, xs, ys, perturbations=perturbations, key=jr.key(0), only=[attack], batch_size=50,
             num_steps=budget["num_steps"], num_targets=budget["num_targets"], num_queries=budget["num_queries"],
             image_shape=(28, 28, 1),
         )  # fmt: skip
         ours[attack] = found.adversarial_accuracy
-        assert found.natural_accuracy == pytest.approx(STORED["networks"][name]["natural_accuracy"])
+        assert found.natural_accuracy == pytest.approx(stored["natural_accuracy"])
         assert abs(ours[attack] - theirs[attack]) < ONE_EXAMPLE, attack
     assert np.mean(list(ours.values())) <= np.mean([theirs[attack] for attack in ours]) + 1e-6
 
