@@ -171,10 +171,11 @@ def _in_words(command: Train) -> str:
         return ""
     where = "at initialization" if command.switch_at is None else f"at the weights after step {command.switch_at}"
     output = " without its output there" if command.dynamics == "centered" else ""
+    zero = " Where it begins its output is zero up to rounding, so that its accuracy says nothing." if output else ""
     since = "" if command.switch_at is None else f" from step {command.switch_at} on"
     return (
         f" What was trained{since} is the tangent of the network {where}{output}: its kernel does not move. Losses, "
-        "accuracies and the kernel are those of what is trained."
+        f"accuracies and the kernel are those of what is trained.{zero}"
     )
 
 

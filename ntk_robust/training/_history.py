@@ -30,8 +30,8 @@ class SavedHistory:
         history: Records of the steps by name; trees that a `record` returned are flat, "params.hidden.0".
         probes: Results of the probes by their name, then by that of the measurement.
         probe_steps: How many steps the weights of each probing had taken.
-        summary: What `save_history` wrote beside the arrays: "num_steps", "finite", "message", "run", "arguments",
-            "about".
+        summary: What `save_history` wrote beside the arrays: "num_steps", "finite", "message", "run", "about", and
+            "arguments" where it was given.
     """
 
     history: dict[str, np.ndarray]
@@ -79,7 +79,7 @@ def save_history(
             "message": result.message,
             "last": {name: float(values[-1]) for name, values in _flat(result.history).items() if _is_curve(values)},
             "run": provenance(),
-            "arguments": described(arguments or {}),
+            **({} if arguments is None else {"arguments": described(arguments)}),
             "about": _in_json(about or {}),
         }
     )
