@@ -17,6 +17,10 @@ import numpy as np
 from ntk_robust._core import package_version
 
 
+# Whose sources decide the bits of a run.
+_PACKAGES = {"_core", "attacks", "certify", "kernels", "losses", "models", "training"}
+
+
 def fingerprint(settings: Any) -> dict[str, str]:
     """One digest per field of a record, and the versions and device that decide the bits of a run.
 
@@ -44,7 +48,7 @@ def _package_digest() -> str:
     root = Path(__file__).parents[1]
     state = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in {"_core", "attacks", "certify", "losses", "models", "kernels", "training"}:
+        if path.relative_to(root).parts[0] in _PACKAGES:
             state.update(str(path.relative_to(root)).encode())
             state.update(path.read_bytes())
     return state.hexdigest()[:16]
