@@ -16,7 +16,6 @@ import numpy as np
 
 from ntk_robust._core import package_version
 
-
 # Whose sources decide the bits of a run.
 _PACKAGES = {"_core", "attacks", "certify", "kernels", "losses", "models", "training"}
 
