@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from ntk_robust.attacks._attack import AbstractAttack, count_zero
 from ntk_robust.attacks._audit import Audit, draw_findings
 from ntk_robust.attacks._batch import ApplyFn, LossObjective
+from ntk_robust.attacks._checks import check_kind
 from ntk_robust.attacks._controls import ControlRuns, Controls, run_controls
 from ntk_robust.attacks._grading import Grades, Numbers, grade_one, in_batches
 from ntk_robust.attacks._minimum_radius import MinimumRadius
@@ -105,6 +106,8 @@ def evaluate(
             other inputs.
     """
     problem = pose((apply_fn, params), xs, ys, perturbations, batch_size, attack=attack, loss=loss)
+    check_kind("nearest", nearest, (MinimumRadius, type(None)), "what minimum_radius returned, or None")
+    check_kind("controls", controls, (Controls, type(None)), "Controls(), or None")
     if nearest is not None and nearest.x_adv.shape != xs.shape:
         raise ValueError(f"nearest holds points of shape {nearest.x_adv.shape} for inputs of shape {xs.shape}")
     inputs, targets, epsilons, num_examples = problem.inputs, problem.targets, problem.epsilons, len(problem.inputs)
