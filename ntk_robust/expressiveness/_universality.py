@@ -87,8 +87,11 @@ def harmonic_support(
     def zonal(cosines: np.ndarray) -> np.ndarray:
         cosines = cosines.astype(np.float64)
         sines = np.sqrt(np.maximum(1.0 - cosines**2, 0.0))
-        points = np.stack([radius * cosines, radius * sines, np.full_like(cosines, constant)], axis=1)
-        return cross_gram(kernel, points, np.array([[radius, 0.0, constant]]))[:, 0]
+        points = np.zeros((len(cosines) + 1, dim))
+        points[:, -1] = constant
+        points[0, 0] = radius
+        points[1:, 0], points[1:, 1] = radius * cosines, radius * sines
+        return cross_gram(kernel, points[1:], points[:1])[:, 0]
 
     found = mercer_spectrum(zonal, dim - 1, num_degrees=num_degrees)
     return HarmonicSupport(dim - 1, found.mass, found.error, found.total)

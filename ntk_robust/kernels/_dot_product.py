@@ -113,6 +113,12 @@ class AbstractDotProductKernel(AbstractKernel):
         return off_zero(x) if self.is_smooth_at_zero else x
 
 
+def dot_product_parts(kernel: AbstractKernel) -> list[AbstractDotProductKernel]:
+    """What a sum, product or multiple is made of, as far as it is of this kind."""
+    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractDotProductKernel))
+    return [part for part in parts if isinstance(part, AbstractDotProductKernel)]
+
+
 @compiled
 def matrix_of_pairs(
     kernel: Any, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None, out: Any = None

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel
 from ntk_robust.kernels._compiled import compiled
-from ntk_robust.kernels._dot_product import AbstractDotProductKernel
+from ntk_robust.kernels._dot_product import AbstractDotProductKernel, dot_product_parts
 from ntk_robust.kernels._pairs import Pair, cross_pairs, off_zero, rows
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -95,12 +95,6 @@ def of_pairs(kernel: AbstractKernel) -> OfPairs | None:
             return lambda pairs: first(pairs) + second(pairs)
         return lambda pairs: first(pairs) * second(pairs)
     return None
-
-
-def _is_smooth_at_zero(kernel: AbstractKernel) -> bool:
-    """Whether a part of the kernel has a derivative at the zero vector."""
-    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractDotProductKernel))
-    return any(part.is_smooth_at_zero for part in parts if isinstance(part, AbstractDotProductKernel))
 
 
 def _outputs(static: Any, parts: "_Parts", x: Array) -> Array:
@@ -181,7 +175,8 @@ def _gradients(
     entries = of_pairs(kernel)
     if entries is None:
         return jax.vjp(lambda xs: _values(static, parts, xs), xs)[1](weights)[0]
-    here, there = rows(off_zero(xs) if _is_smooth_at_zero(kernel) else xs), rows(parts.x_train)
+    is_smooth = any(part.is_smooth_at_zero for part in dot_product_parts(kernel))
+    here, there = rows(off_zero(xs) if is_smooth else xs), rows(parts.x_train)
     pairs = cross_pairs(here, there)
 
     def entries_at(complement: Array, norm_x: Array) -> Array:
