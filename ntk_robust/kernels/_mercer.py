@@ -135,7 +135,7 @@ def _at_angles(zonal: Zonal, radius: float, angles: np.ndarray) -> np.ndarray:
 
 def _on_circle(kernel: AbstractKernel, radius: float, angles: np.ndarray, start: float) -> np.ndarray:
     """The kernel of one point of a circle with points at these angles from it, in the dimension that it takes."""
-    widths = {part.input_dim for part in dot_product_parts(kernel)} - {None}
+    widths = [part.input_dim or 2 for part in dot_product_parts(kernel)]
     angles = np.append(start, start + angles)
     points = np.zeros((len(angles), max([2, *widths])))
     points[:, :2] = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
