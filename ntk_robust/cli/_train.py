@@ -28,6 +28,7 @@ from ntk_robust.training import (
     TrainingResult,
     fit,
     join_runs,
+    load_history,
     parameter_displacement,
     save_history,
 )
@@ -87,6 +88,7 @@ def train(command: Train) -> int:
         _check_same_options(folder, run["arguments"])
     else:
         write_report(folder, run=run, pending=["training"], title=_TITLE)
+    already = _steps_written(folder)
     latest: list[_Reached] = []
     mask = setup.model.trainable_mask(setup.params_0)
     layers = eqx.filter_eval_shape(parameter_displacement, setup.params_0, setup.params_0, trainable=mask).layers
@@ -116,6 +118,8 @@ def train(command: Train) -> int:
                         save_arrays(folder / "params_tangent.npz", arrays_by_path(reached.tangent_at))
                     latest.append(reached)
                     del latest[:-1]
+                    if result.num_steps < already:  # a run that goes on comes through here again
+                        return
                     save_arrays(folder / "params.npz", arrays_by_path(result.params))
                     save_history(folder, result, about={"command": "train", "arguments": run["arguments"]})
 
@@ -157,6 +161,14 @@ def _check_same_options(folder: Path, arguments: dict[str, Any]) -> None:
             f"--out {folder} holds a run with other options: {'; '.join(differing)}. Resume it with its own, or name "
             "another folder"
         )
+
+
+def _steps_written(folder: Path) -> int:
+    """Steps of the history that is in the folder, 0 where there is none."""
+    try:
+        return int(load_history(folder).summary["num_steps"])
+    except ValueError:
+        return 0
 
 
 def _phases(command: Train) -> list[_Phase]:
