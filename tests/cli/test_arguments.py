@@ -24,10 +24,11 @@ def test_help_explains_every_option_of_a_command(command: type, capsys: pytest.C
     assert ended.value.code == 0
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     documented = dict(re.findall(r"^ {8}(\w+): (.+)", command.__doc__ or "", flags=re.MULTILINE))
-    names = [field.name for field in dataclasses.fields(command)]
-    assert sorted(documented) == sorted(names)
-    for name in names:
-        option = {"patterns": "PATTERN", "list_names": "--list"}.get(name, f"--{name.replace('_', '-')}")
+    switched_on = {field.name: field.default is True for field in dataclasses.fields(command)}
+    assert sorted(documented) == sorted(switched_on)
+    for name, is_on in switched_on.items():
+        option = f"--{'no-' if is_on else ''}{name.replace('_', '-')}"
+        option = {"patterns": "PATTERN", "list_names": "--list"}.get(name, option)
         assert option in shown
         assert documented[name].split(".")[0] in shown
 
