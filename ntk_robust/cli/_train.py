@@ -118,7 +118,7 @@ def train(command: Train) -> int:
                         save_arrays(folder / "params_tangent.npz", arrays_by_path(reached.tangent_at))
                     latest.append(reached)
                     del latest[:-1]
-                    if result.num_steps < already:  # a run that goes on comes through here again
+                    if 0 < result.num_steps <= already:  # a run that goes on comes through here again
                         return
                     save_arrays(folder / "params.npz", arrays_by_path(result.params))
                     save_history(folder, result, about={"command": "train", "arguments": run["arguments"]})
