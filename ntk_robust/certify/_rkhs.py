@@ -28,9 +28,7 @@ function with this norm and this value at x allows more.
 series gives $|\kappa - u \kappa'| ≤ U\kappa'(U) - \kappa(U) + 2\kappa(0)$ and $|\kappa''| ≤ \kappa''(U)$.
 """
 
-import dataclasses
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -301,7 +299,7 @@ def _max_angle(kernel: ZonalKernel, perturbations: AbstractPerturbationSet, r: A
     else:
         sine, cosine = ratio, jnp.sqrt(jnp.maximum(1.0 - ratio**2, 0.0))
     one, zero = jnp.ones_like(r), jnp.zeros_like(r)
-    squared = _in_plane(kernel).distance_squared(jnp.stack([one, zero]), jnp.stack([cosine, sine])) / kernel.scale
+    squared = kernel.distance_squared(jnp.stack([one, zero]), jnp.stack([cosine, sine])) / kernel.scale
     squared = squared * (1.0 + _kernel_slack(r.dtype))
     inside = (ratio < 1.0) & (cosine >= 0.0)
     return jnp.where(inside, 2.0 * jnp.arcsin(jnp.minimum(0.5 * jnp.sqrt(squared), 1.0)), math.pi)
@@ -312,7 +310,6 @@ def _distance_squared(kernel: AbstractKernel, x: Array, around: Reach, on_sphere
     here = jnp.stack([r, jnp.zeros_like(r)])
     if not on_sphere:
         _zonal(kernel)
-    kernel = _in_plane(kernel)
     if on_sphere:
         v = radius**2 / (2.0 * r**2)
         there = r * jnp.stack([1.0 - v, jnp.sqrt(jnp.maximum(v * (2.0 - v), 0.0))])
@@ -330,11 +327,6 @@ def _distance_squared(kernel: AbstractKernel, x: Array, around: Reach, on_sphere
         widest = kernel.diagonal(jnp.stack([r + longest, jnp.zeros_like(r)])[None])[0]
     squared = jnp.where(v < 1.0, squared, widest)
     return squared * (1.0 + _kernel_slack(x.dtype))
-
-
-def _in_plane(kernel: AbstractKernel) -> Any:
-    """The kernel as a function of points in a plane: it depends on norms and angles only, not on the dimension."""
-    return kernel if getattr(kernel, "input_dim", None) is None else dataclasses.replace(kernel, input_dim=None)
 
 
 def _kernel_slack(dtype: np.dtype) -> float:

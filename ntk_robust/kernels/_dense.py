@@ -41,7 +41,7 @@ class DenseKernel(AbstractDotProductKernel):
         b_std: $s_b$; 0 for no biases.
         weight_terms: $c_1 … c_{L+1}$.
         bias_terms: $e_1 … e_{L+1}$.
-        input_dim: Width of the points it takes; None for any.
+        input_dim: Width of the points that `gram` takes; None for any.
     """
 
     dual: AbstractDual
@@ -71,7 +71,6 @@ class DenseKernel(AbstractDotProductKernel):
 
         Rounding piles up with depth: for float32 points the recursion, a few numbers for a pair, runs in float64.
         """
-        self._check_width(x, z)
         x, z = self._placed(x), self._placed(z)
         pairs = pair(x, z)
         if x.dtype != jnp.float32:
@@ -82,7 +81,6 @@ class DenseKernel(AbstractDotProductKernel):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine; but for Hermite series as accurate as that of a pair."""
-        self._check_width(x)
         x = self._placed(x)
         points = rows(x)
         pairs = coincident_pairs(points)
@@ -167,7 +165,6 @@ class DenseKernel(AbstractDotProductKernel):
         $D_{l+1} = c_{l+1} D^\Sigma_l + s_w^2 (\dot\Sigma_l D_l + (\Theta_l(x,x) + \Theta_l(z,z)) (\dot\Sigma_l(x,x) -
         \dot\Sigma_l(x,z)))$, for activations whose slopes have one second moment at every scale.
         """
-        self._check_width(x, z)
         dual = self.dual
         if isinstance(dual, HermiteDual):  # whose series needs an angle
             is_zero = jnp.all(x == 0.0) | jnp.all(z == 0.0)

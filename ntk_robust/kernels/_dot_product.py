@@ -41,7 +41,8 @@ class AbstractDotProductKernel(AbstractKernel):
     pass; pairs that almost coincide (or are almost opposite) are recomputed from differences of rows.
 
     Attributes:
-        input_dim: Width of the points it takes; None for any.
+        input_dim: Width of the points that `gram` takes; None for any. Pairs may be given in a plane, since only norms
+            and angle count.
     """
 
     input_dim: int | None = eqx.field(default=None, static=True, kw_only=True)
@@ -58,7 +59,6 @@ class AbstractDotProductKernel(AbstractKernel):
     @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle."""
-        self._check_width(x, z)
         return self.of_pairs(pair(self._placed(x), self._placed(z)))
 
     def gram(
@@ -97,16 +97,7 @@ class AbstractDotProductKernel(AbstractKernel):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine."""
-        self._check_width(x)
         return self.of_pairs(coincident_pairs(rows(self._placed(x))))
-
-    def _check_width(self, *points: Float[Array, "*n d"]) -> None:
-        for x in points:
-            if self.input_dim not in (None, x.shape[-1]):
-                raise ValueError(
-                    f"a point has {x.shape[-1]} coordinates and the kernel is that of a network of {self.input_dim} "
-                    "inputs; make them agree"
-                )
 
     def _placed(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Points at which norm and cosine have the derivatives that the kernel has."""

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel
 from ntk_robust.kernels._checks import whole_number
-from ntk_robust.kernels._dot_product import dot_product_parts
 from ntk_robust.kernels._power_series import has_power_coefficients, power_coefficients
 
 Zonal = AbstractKernel | Callable[[np.ndarray], np.ndarray]
@@ -134,13 +133,10 @@ def _at_angles(zonal: Zonal, radius: float, angles: np.ndarray) -> np.ndarray:
 
 
 def _on_circle(kernel: AbstractKernel, radius: float, angles: np.ndarray, start: float) -> np.ndarray:
-    """The kernel of one point of a circle with points at these angles from it, in the dimension that it takes."""
-    widths = [part.input_dim or 2 for part in dot_product_parts(kernel)]
-    angles = np.append(start, start + angles)
-    points = np.zeros((len(angles), max([2, *widths])))
-    points[:, :2] = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    """The kernel of one point of a circle with points at these angles from it."""
+    point, circle = (radius * np.stack([np.cos(a), np.sin(a)], axis=-1) for a in (np.array(start), start + angles))
     try:
-        return np.asarray(_pairs(kernel, points[0], points[1:]))
+        return np.asarray(_pairs(kernel, point, circle))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the kernel cannot be evaluated at points of a circle ({error}); give one that depends on norms and angle "

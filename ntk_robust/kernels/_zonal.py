@@ -60,7 +60,7 @@ class ZonalKernel(AbstractDotProductKernel):
         scale: $s$; $k(x, x) = s \|x\|^2$.
         layer_weights: $c_1 … c_{L+1}$, in any unit: only their proportions matter.
         kink: $\eta$ of the activation: 1 for ReLU, 2 for the absolute value, between for leaky ones, 0 for a line.
-        input_dim: Width of the points it takes; None for any.
+        input_dim: Width of the points that `gram` takes; None for any.
     """
 
     scale: Scalar
@@ -97,7 +97,6 @@ class ZonalKernel(AbstractDotProductKernel):
     @compiled
     def distance_squared(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$s (\|x\| - \|z\|)^2 + 2 s \|x\| \|z\| (1 - \kappa(u))$."""
-        self._check_width(x, z)
         pairs = pair(x, z)
         change = self._change(pairs)
         at_opposite = self.fit(x.dtype).at_opposite

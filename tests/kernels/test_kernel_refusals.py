@@ -194,18 +194,14 @@ def test_empirical_kernels_say_what_is_wrong_with_examples_outputs_and_weights()
     refused("vectors has dtype int64; cast", empirical_ntk_vector_product, product, jnp.ones(3), np.ones(2, int), X)
 
 
-def test_kernels_take_points_of_their_network_only():
-    model, wide, point = FullyConnected(3, 4, 1, 1), jnp.ones((2, 4)), jnp.ones(4)
-    for kernel in (analytic_ntk(model), analytic_ntk(FullyConnected(3, 4, 1, 1, b_std=0.1))):
+def test_matrices_take_points_of_the_network_only():
+    for kernel in (
+        analytic_ntk(FullyConnected(3, 4, 1, 1)),
+        analytic_ntk(FullyConnected(3, 4, 1, 1, b_std=0.1)),
+        analytic_ntk_and_nngp(FullyConnected(3, 4, 1, 1)),
+    ):
         with pytest.raises(ValueError, match=r"shape \(2, 4\); give one example per row, \(rows, 3\)"):
-            kernel.gram(wide)
-        for function in (kernel, kernel.distance_squared):
-            with pytest.raises(ValueError, match="4 coordinates and the kernel is that of a network of 3 inputs"):
-                function(point, point)
-        with pytest.raises(ValueError, match="4 coordinates"):
-            kernel.diagonal(wide)
-    with pytest.raises(ValueError, match=r"\(rows, 3\)"):
-        analytic_ntk_and_nngp(model).gram(wide)
+            kernel.gram(jnp.ones((2, 4)))
 
 
 def test_a_matrix_larger_than_memory_is_refused_before_it_is_begun(monkeypatch):
