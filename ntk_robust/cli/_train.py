@@ -82,13 +82,13 @@ def train(command: Train) -> int:
     folder = prepare_report_folder(command.out)
     if (folder / _CHECKPOINTS).exists() and not command.resume:
         raise ValueError(f"--out {folder} holds a run; go on with it by --resume, or name another folder")
-    run = run_record(command)
+    run, already = run_record(command), 0
     if (folder / _CHECKPOINTS).exists():
         # The report there stays until this run is known to be the one that goes on.
         _check_same_options(folder, run["arguments"])
+        already = _steps_written(folder)
     else:
         write_report(folder, run=run, pending=["training"], title=_TITLE)
-    already = _steps_written(folder)
     latest: list[_Reached] = []
     mask = setup.model.trainable_mask(setup.params_0)
     layers = eqx.filter_eval_shape(parameter_displacement, setup.params_0, setup.params_0, trainable=mask).layers

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,18 @@ def test_an_interrupted_training_says_where_and_resumes_to_the_same_bits(
     assert main(["train", "--out", str(out), *options, "--resume"]) == 2
     assert "attack differ" in capsys.readouterr().err
     assert contents() == before
+
+
+@pytest.mark.slow
+def test_a_run_anew_takes_the_place_of_one_whose_checkpoints_are_gone(tmp_path: Path) -> None:
+    command = ["train", "--out", str(tmp_path), *SMALL_RUN, "--kernel-points", "0", "--evaluation-steps", "0"]
+    assert main([*command, "--seed", "1"]) == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = load_history(tmp_path)
+    assert main([*command, "--seed", "2"]) == 0
+    after = load_history(tmp_path)
+    assert after.summary["about"]["arguments"]["seed"] == 2
+    assert not np.array_equal(after.history["surrogate_loss"], before.history["surrogate_loss"])
 
 
 @pytest.mark.slow
