@@ -13,13 +13,8 @@ from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._differences import Apart
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel
 from ntk_robust.kernels._double import in_double, lost_by_rounding
-from ntk_robust.kernels._duals import (
-    AbstractDual,
-    AbstractSmoothDual,
-    HermiteDual,
-    PiecewiseLinearDual,
-)
-from ntk_robust.kernels._pairs import Pair, coincident_pairs, pair, rows
+from ntk_robust.kernels._duals import AbstractDual, AbstractSmoothDual, HermiteDual, PiecewiseLinearDual
+from ntk_robust.kernels._pairs import Pair, coincident_pairs, off_zero, pair, rows
 
 
 class DenseKernel(AbstractDotProductKernel):
@@ -60,10 +55,9 @@ class DenseKernel(AbstractDotProductKernel):
         if min(self.weight_terms + self.bias_terms) < 0.0:
             raise ValueError(f"terms {self.weight_terms}, {self.bias_terms} are negative; give numbers of at least 0")
 
-    @property
-    def is_smooth_at_zero(self) -> bool:
-        """Whether there is a derivative at the zero vector: biases or a smooth activation make one."""
-        return self.b_std > 0.0 or isinstance(self.dual, AbstractSmoothDual)
+    def placed(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Off the zero vector where biases or a smooth activation make the kernel differentiable there."""
+        return off_zero(x) if self.b_std > 0.0 or isinstance(self.dual, AbstractSmoothDual) else x
 
     @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
@@ -71,7 +65,7 @@ class DenseKernel(AbstractDotProductKernel):
 
         Rounding piles up with depth: for float32 points the recursion, a few numbers for a pair, runs in float64.
         """
-        x, z = self._placed(x), self._placed(z)
+        x, z = self.placed(x), self.placed(z)
         pairs = pair(x, z)
         if x.dtype != jnp.float32:
             return self.of_pairs(pairs)
@@ -81,7 +75,7 @@ class DenseKernel(AbstractDotProductKernel):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine; but for Hermite series as accurate as that of a pair."""
-        x = self._placed(x)
+        x = self.placed(x)
         points = rows(x)
         pairs = coincident_pairs(points)
         if x.dtype != jnp.float32 or isinstance(self.dual, HermiteDual):
@@ -175,11 +169,11 @@ class DenseKernel(AbstractDotProductKernel):
                 lambda: self._smooth_distance_squared(dual, *placed),
             )
         if isinstance(dual, AbstractSmoothDual):
-            return self._smooth_distance_squared(dual, self._placed(x), self._placed(z))
+            return self._smooth_distance_squared(dual, self.placed(x), self.placed(z))
         if not isinstance(dual, PiecewiseLinearDual):
             return super().distance_squared(x, z)
         gain = self.w_std**2 * dual.moment
-        features = pair(self._placed(x), self._placed(z)).scaled(math.sqrt(self.input_scale))
+        features = pair(self.placed(x), self.placed(z)).scaled(math.sqrt(self.input_scale))
         distance = self.weight_terms[0] * _chord_squared(features)
         selves = self.weight_terms[0] * (features.norm_x**2 + features.norm_z**2) + 2.0 * self.bias_terms[0]
         for weight, bias in zip(self.weight_terms[1:], self.bias_terms[1:], strict=True):

@@ -20,7 +20,6 @@ from ntk_robust.kernels._pairs import (
     coincident_pairs,
     cross_pairs,
     is_round_of_rows,
-    off_zero,
     pair,
     pairs_around,
     rounded_pairs,
@@ -51,15 +50,10 @@ class AbstractDotProductKernel(AbstractKernel):
     def of_pairs(self, pairs: Pair) -> Float[Array, "..."]:
         """$K$ of pairs whose parts broadcast against each other."""
 
-    @property
-    def is_smooth_at_zero(self) -> bool:
-        """Whether there is a derivative at the zero vector; if not, 0 is returned there."""
-        return False
-
     @compiled
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> Float[Array, ""]:
         r"""$k(x, z)$, accurate to rounding relative to $\sqrt{k(x,x) k(z,z)}$ at every angle."""
-        return self.of_pairs(pair(self._placed(x), self._placed(z)))
+        return self.of_pairs(pair(self.placed(x), self.placed(z)))
 
     def gram(
         self,
@@ -97,17 +91,14 @@ class AbstractDotProductKernel(AbstractKernel):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """$k(x, x)$ of each row, without a cosine."""
-        return self.of_pairs(coincident_pairs(rows(self._placed(x))))
+        return self.of_pairs(coincident_pairs(rows(self.placed(x))))
 
-    def _placed(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Points at which norm and cosine have the derivatives that the kernel has."""
-        return off_zero(x) if self.is_smooth_at_zero else x
+    def placed(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Points at which norm and cosine have the derivatives that the kernel has.
 
-
-def dot_product_parts(kernel: AbstractKernel) -> list[AbstractDotProductKernel]:
-    """What a sum, product or multiple is made of, as far as it is of this kind."""
-    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractDotProductKernel))
-    return [part for part in parts if isinstance(part, AbstractDotProductKernel)]
+        These: a kernel that is not differentiable at the zero vector gets the derivative 0 there.
+        """
+        return x
 
 
 @compiled
@@ -115,8 +106,7 @@ def matrix_of_pairs(
     kernel: Any, x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"] | None = None, out: Any = None
 ) -> Any:
     """`kernel.of_pairs`, an array or a tree of them, for all pairs of rows."""
-    if kernel.is_smooth_at_zero:
-        x1, x2 = off_zero(x1), None if x2 is None else off_zero(x2)
+    x1, x2 = kernel.placed(x1), None if x2 is None else kernel.placed(x2)
     if x2 is not None:
         return _whole(kernel, x1, x2)
     if x1.shape[0] < (_MIN_BLOCKED_ROWS if out is None else 2**_HALVINGS):

@@ -10,7 +10,7 @@ from ntk_robust.kernels._checks import check_points
 from ntk_robust.kernels._compiled import compiled
 from ntk_robust.kernels._dense import DenseKernel
 from ntk_robust.kernels._dot_product import AbstractDotProductKernel, matrix_of_pairs
-from ntk_robust.kernels._pairs import Pair, coincident_pairs, off_zero, rows
+from ntk_robust.kernels._pairs import Pair, coincident_pairs, rows
 from ntk_robust.kernels._room import check_matrix_room
 from ntk_robust.models import AbstractModel
 
@@ -38,10 +38,9 @@ class JointKernel(eqx.Module):
     ntk: AbstractDotProductKernel
     nngp: AbstractDotProductKernel
 
-    @property
-    def is_smooth_at_zero(self) -> bool:
-        """Whether there are derivatives at the zero vector."""
-        return self.ntk.is_smooth_at_zero
+    def placed(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """As for the kernels, which are of one network."""
+        return self.ntk.placed(x)
 
     def __call__(self, x: Float[Array, " d"], z: Float[Array, " d"]) -> NtkAndNngp:
         """Both kernels of one pair."""
@@ -56,7 +55,7 @@ class JointKernel(eqx.Module):
     @compiled
     def diagonal(self, x: Float[Array, "n d"]) -> NtkAndNngp:
         """Both kernels of each row with itself."""
-        return self.of_pairs(coincident_pairs(rows(off_zero(x) if self.is_smooth_at_zero else x)))
+        return self.of_pairs(coincident_pairs(rows(self.placed(x))))
 
     def of_pairs(self, pairs: Pair) -> NtkAndNngp:
         """Both kernels of pairs whose parts broadcast against each other."""

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 
 from ntk_robust.kernels._base import AbstractKernel, ProductKernel, ScaledKernel, SumKernel
 from ntk_robust.kernels._compiled import compiled
-from ntk_robust.kernels._dot_product import AbstractDotProductKernel, dot_product_parts
-from ntk_robust.kernels._pairs import Pair, cross_pairs, off_zero, rows
+from ntk_robust.kernels._dot_product import AbstractDotProductKernel
+from ntk_robust.kernels._pairs import Pair, cross_pairs, rows
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _PAIRS_AT_ONCE = 2**23  # 64 MiB in float64 for each of a handful of matrices
@@ -95,6 +95,15 @@ def of_pairs(kernel: AbstractKernel) -> OfPairs | None:
             return lambda pairs: first(pairs) + second(pairs)
         return lambda pairs: first(pairs) * second(pairs)
     return None
+
+
+def _placed(kernel: Any, xs: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Points at which all parts of a kernel that `of_pairs` knows have their derivatives."""
+    if isinstance(kernel, ScaledKernel):
+        return _placed(kernel.kernel, xs)
+    if isinstance(kernel, SumKernel | ProductKernel):
+        return _placed(kernel.second, _placed(kernel.first, xs))
+    return kernel.placed(xs)
 
 
 def _outputs(static: Any, parts: "_Parts", x: Array) -> Array:
@@ -175,8 +184,7 @@ def _gradients(
     entries = of_pairs(kernel)
     if entries is None:
         return jax.vjp(lambda xs: _values(static, parts, xs), xs)[1](weights)[0]
-    is_smooth = any(part.is_smooth_at_zero for part in dot_product_parts(kernel))
-    here, there = rows(off_zero(xs) if is_smooth else xs), rows(parts.x_train)
+    here, there = rows(_placed(kernel, xs)), rows(parts.x_train)
     pairs = cross_pairs(here, there)
 
     def entries_at(complement: Array, norm_x: Array) -> Array:
