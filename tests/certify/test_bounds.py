@@ -19,6 +19,7 @@ from ntk_robust.certify import (
     Convolution,
     Crown,
     Flatten,
+    Image,
     IntervalBounds,
     Network,
     Nonlinearity,
@@ -113,10 +114,14 @@ def test_points_that_leave_bounds_from_a_wrong_slope_are_noticed(key, monkeypatc
 
 
 @pytest.mark.slow
-def test_without_the_allowance_for_rounding_float32_outputs_leave_the_bounds(key, monkeypatch):
+@pytest.mark.parametrize("convolves", [False, True])
+def test_without_the_allowance_for_rounding_float32_outputs_leave_the_bounds(convolves, key, monkeypatch):
     # one affine layer of many terms at radius 0: the bounds are the output itself, and what rounding does to it
     weight, x = jr.normal(key, (64, 600), np.float32), jr.normal(key, (600,), np.float32)
     network = Network((Affine(weight),), (600,))
+    if convolves:  # the same sums, each over a window that is the whole image
+        layer = Convolution(weight.T.reshape(10, 10, 6, 64), padding="VALID")
+        network = Network((Image((10, 10, 6)), layer, Flatten()), (600,))
     order = np.random.default_rng(0).permuted(np.tile(np.arange(600), (20, 1)), axis=1)
     products = np.asarray(weight)[:, order] * np.asarray(x)[order]
     outputs = np.cumsum(products, axis=2, dtype=np.float32)[:, :, -1].T
